@@ -1,0 +1,7 @@
+"""The contract between training and serving: what both must agree on, once, without torch.
+
+Read in this order: `errors`, `fields` (metadata schema), `records` (metadata to arrays), `images`
+(bytes to arrays), `quality` and `novelty` (may this picture be judged at all), `calibration`
+(logits to probabilities), `manifest` and `store` (the folder that is served), `encoder` (its ONNX
+graphs), `golden` (proof at start that they answer as they did when packed).
+"""

@@ -1,0 +1,150 @@
+"""From logits to what may be said: calibrated probabilities, malignancy, prediction sets.
+
+Fitting is `training/calibration.py`; here are the fitted numbers and how they are applied.
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from bundle.quality import QualityThresholds
+
+FloatArray = npt.NDArray[np.float32]
+Condition = Literal["given", "extrapolated", "missing"]
+CONDITIONS: tuple[Condition, ...] = ("given", "extrapolated", "missing")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Conformal(Frozen):
+    """Split conformal thresholds: a label enters the set when 1 - p is at most its quantile.
+
+    `scope` says per label whether the quantile is the label's own (30 or more calibration lesions)
+    or the marginal one.
+    """
+
+    alpha: float = Field(gt=0, lt=1)
+    quantiles: tuple[float, ...]
+    scope: tuple[Literal["label", "marginal"], ...]
+    lesions: int
+
+
+class ConditionCalibration(Frozen):
+    """Temperature and bias of one metadata condition, with the evidence behind them."""
+
+    temperature: float = Field(gt=0)
+    bias: tuple[float, ...]
+    conformal: Conformal
+    expected_calibration_error: float
+    lesions: int
+
+
+class OperatingPoint(Frozen):
+    """A threshold on malignancy at the training prevalence, with 95 % intervals."""
+
+    name: str
+    condition: Condition
+    threshold: float
+    sensitivity: float
+    sensitivity_interval: tuple[float, float]
+    specificity: float
+    specificity_interval: tuple[float, float]
+
+
+class Extrapolation(Frozen):
+    """When neighbours may speak for a lesion's missing metadata.
+
+    Attributes:
+        neighbours: how many nearest lesions are asked.
+        min_similarity: cosine below which a neighbour is too far to count.
+        min_support: neighbours that must have the field.
+        min_agreement: least weighted share of neighbours that must agree.
+    """
+
+    neighbours: int = Field(default=15, ge=1, le=200)
+    min_similarity: float = Field(default=0.5, ge=-1, le=1)
+    min_support: int = Field(default=3, ge=1)
+    min_agreement: float = Field(default=0.5, ge=0, le=1)
+
+
+class Calibration(Frozen):
+    """Everything in `calibration.json`."""
+
+    conditions: dict[Condition, ConditionCalibration]
+    prevalence: dict[str, float]
+    operating_points: tuple[OperatingPoint, ...] = ()
+    quality: QualityThresholds
+    novelty_threshold: float
+    extrapolation: Extrapolation = Extrapolation()
+    oddness_quantiles: tuple[float, ...] = ()
+
+    def probabilities(self, logits: FloatArray, condition: Condition) -> FloatArray:
+        """Return (N, C) float32 probabilities at the training prevalence, rows summing to 1.
+
+        Args:
+            logits: (N, C) float32 from the classifier.
+            condition: where the metadata came from.
+        """
+        fitted = self.conditions[condition]
+        return softmax(logits / fitted.temperature + np.asarray(fitted.bias, np.float32))
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Return (N, C) float32 rows that sum to 1."""
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
+    share: FloatArray = raised / raised.sum(axis=1, keepdims=True)
+    return share
+
+
+def malignant_share(prevalence: dict[str, float], malignant_labels: tuple[str, ...]) -> float:
+    """Return the training prevalence of malignancy."""
+    return sum(prevalence[label] for label in malignant_labels)
+
+
+def shift_odds(malignancy: float, *, trained: float, site: float) -> float:
+    """Return malignancy as it is where a share `site` of lesions is malignant, not `trained`.
+
+    Bayes' rule with the likelihood ratio unchanged: the odds are multiplied by the ratio of the
+    prior odds (Saerens et al., 2002, Neural Computation 14:21).
+    """
+    odds = malignancy * (site / (1 - site)) * ((1 - trained) / trained)
+    return odds / (odds + 1 - malignancy)
+
+
+def shift_prevalence(
+    probabilities: FloatArray, malignant: npt.NDArray[np.bool_], *, trained: float, site: float
+) -> FloatArray:
+    """Return (N, C) probabilities with the malignant odds moved to the site's prevalence.
+
+    Args:
+        probabilities: (N, C) float32 at the training prevalence.
+        malignant: (C,) bool, True for malignant labels.
+        trained: malignant share in training, in (0, 1).
+        site: malignant share at the site, in (0, 1).
+    """
+    factor = (site / (1 - site)) * ((1 - trained) / trained)
+    weighted = probabilities * np.where(malignant, np.float32(factor), np.float32(1))
+    shifted: FloatArray = weighted / weighted.sum(axis=1, keepdims=True)
+    return shifted
+
+
+def prediction_set(probabilities: FloatArray, conformal: Conformal) -> list[int]:
+    """Return the label positions in the conformal set, likeliest first, never empty.
+
+    Args:
+        probabilities: (C,) float32 at the training prevalence, for which the quantiles hold.
+        conformal: the condition's thresholds.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    inside = 1 - probabilities <= np.asarray(conformal.quantiles, np.float32)
+    return [int(c) for rank, c in enumerate(order) if inside[c] or rank == 0]
+
+
+def log_odds(probability: npt.ArrayLike) -> FloatArray:
+    """Return float32 log odds, finite for 0 and 1 too (clipped at 1e-6)."""
+    clipped = np.clip(np.asarray(probability, np.float64), 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped)).astype(np.float32)

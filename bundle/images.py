@@ -1,0 +1,192 @@
+"""Image bytes to arrays: the one preprocessing that evaluation, export, index and service share.
+
+`decode_image` turns untrusted bytes into fresh sRGB pixels; `prepare_image` turns pixels into what
+the image encoder reads. Augmentation for training is not here.
+"""
+
+import hashlib
+import io
+import struct
+import zlib
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bundle.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
+
+# What Pillow's decoders raise on broken input, beside OSError.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+SRGB = ImageCms.createProfile("sRGB")
+
+
+class ImageLimits(BaseModel):
+    """What bytes may become a picture; read from the header before anything is decoded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int = Field(default=20_000_000, gt=0)
+    max_pixels: int = Field(default=40_000_000, gt=0)
+    max_side_px: int = Field(default=12_000, gt=0)
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF")
+
+
+# Cohorts also hold BMP (PH2).
+COHORT_LIMITS = ImageLimits(formats=("JPEG", "PNG", "WEBP", "TIFF", "BMP"))
+
+
+class ImageInput(BaseModel):
+    """What the image encoder reads: (3, size_px, size_px) RGB, standardised by mean and std.
+
+    The shorter side is scaled to `resize_px` and the centre `size_px` square is taken.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size_px: int = Field(gt=0, le=1024)
+    resize_px: int = Field(gt=0, le=2048)
+    interpolation: Literal["bicubic"] = "bicubic"
+    channel_order: Literal["RGB"] = "RGB"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> Self:
+        if self.size_px > self.resize_px:
+            raise ValueError("size_px must not exceed resize_px: the crop lies inside the image")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+def decode_image(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> Image.Image:
+    """Return the picture as fresh RGB pixels in sRGB, upright, with nothing else of the file.
+
+    EXIF orientation is applied and an embedded colour profile converted; transparency is laid on
+    white; 16-bit grey is scaled to 8. No metadata survives, because the result is made from pixels.
+
+    Raises:
+        ImageTooLarge: bytes, pixels or a side exceed the limits.
+        UnsupportedFormat: the content is not of an accepted format.
+        InvalidImage: the file is broken, truncated, animated or of an unreadable mode.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"expected at most {limits.max_bytes} bytes, got {len(data)}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=limits.formats)
+    except UnidentifiedImageError:
+        accepted = ", ".join(limits.formats)
+        raise UnsupportedFormat(
+            f"expected an image in one of {accepted}; the content is none of them"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(f"expected at most {limits.max_pixels} pixels") from None
+    except DECODE_ERRORS as error:
+        raise InvalidImage(f"the image header cannot be read ({type(error).__name__})") from None
+    _check_header(image, limits)
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return _fresh_pixels(_to_srgb(upright))
+    except DECODE_ERRORS as error:
+        raise InvalidImage(
+            "expected a complete image; this one is truncated or broken "
+            f"({type(error).__name__}): save it again and send that"
+        ) from None
+
+
+def _check_header(image: Image.Image, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        raise ImageTooLarge(
+            f"expected at most {limits.max_pixels} pixels and {limits.max_side_px} px a side, "
+            f"got {width}x{height}"
+        )
+    if getattr(image, "is_animated", False):
+        raise InvalidImage("expected one still image, got several frames: send one frame")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Return the image in sRGB, by its own profile where it carries one."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "CMYK", "L"):
+        return _to_rgb(image)
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, SRGB, outputMode="RGB")
+    except ImageCms.PyCMSError:
+        raise InvalidImage(
+            "the embedded colour profile cannot be read, so the colours are not known: "
+            "export the image in sRGB"
+        ) from None
+    return image if converted is None else converted
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InvalidImage(f"expected 8 or 16 bits a channel, got mode {image.mode!r}")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer)
+    return image
+
+
+def _fresh_pixels(image: Image.Image) -> Image.Image:
+    rgb = image.convert("RGB")
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def content_hash(image: Image.Image) -> str:
+    """Return the SHA-256 of the decoded pixels: equal for one picture however it was stored."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def crop_box(width: int, height: int, spec: ImageInput) -> tuple[float, float, float, float]:
+    """Return the centre square, in source pixels, that becomes the encoder's input."""
+    side = min(width, height) * spec.size_px / spec.resize_px
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def resize_image(image: Image.Image, spec: ImageInput) -> npt.NDArray[np.uint8]:
+    """Return the centre square as (H, W, 3) uint8, H = W = size_px."""
+    box = crop_box(image.width, image.height, spec)
+    size = (spec.size_px, spec.size_px)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def standardise(pixels: npt.NDArray[np.uint8], spec: ImageInput) -> npt.NDArray[np.float32]:
+    """Return (..., 3, H, W) float32, zero mean and unit deviation by the spec.
+
+    Args:
+        pixels: (..., H, W, 3) uint8.
+        spec: gives mean and std, for channels in [0, 1].
+    """
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+
+
+def prepare_image(image: Image.Image, spec: ImageInput) -> npt.NDArray[np.float32]:
+    """Return what the image encoder reads: (3, H, W) float32."""
+    return standardise(resize_image(image, spec), spec)

@@ -1,0 +1,70 @@
+"""Is this picture of a kind the model has seen: distance of an embedding to the training lesions.
+
+The score is a Mahalanobis distance to the nearest label's mean in the leading principal components,
+plus the part of the embedding that those components do not explain (Lee et al., 2018,
+arXiv 1807.03888; the residual as in Wang et al., 2022, arXiv 2203.10807). Fitting and thresholds
+belong to training; the threshold is fitted on lesions that no encoder saw.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import CorruptBundle
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NoveltyModel:
+    """What the training lesions' embeddings look like.
+
+    Attributes:
+        centre: (D,) float32, mean embedding.
+        components: (R, D) float32, orthonormal directions.
+        scales: (R,) float32, within-label standard deviation along each direction.
+        label_means: (C, R) float32, label means in those directions, divided by `scales`.
+        residual_scale: (1,) float32, root mean square of what the components leave unexplained.
+    """
+
+    centre: FloatArray
+    components: FloatArray
+    scales: FloatArray
+    label_means: FloatArray
+    residual_scale: FloatArray
+
+    def score(self, embeddings: FloatArray) -> FloatArray:
+        """Return (N,) float32 novelty, 0 and up; about 1 for a training lesion.
+
+        Args:
+            embeddings: (N, D) float32, the image encoder's features, not normalised.
+        """
+        centred = embeddings - self.centre
+        projected = centred @ self.components.T
+        leftover = centred - projected @ self.components
+        residual = np.mean(leftover**2, axis=1) / self.residual_scale[0] ** 2
+        whitened = projected / self.scales
+        gaps = whitened[:, None, :] - self.label_means[None, :, :]
+        nearest = np.mean(gaps**2, axis=2).min(axis=1)
+        score: FloatArray = np.sqrt((nearest + residual) / 2).astype(np.float32)
+        return score
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, **self.__dict__)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "NoveltyModel":
+        """Read what `to_bytes` wrote; nothing is unpickled.
+
+        Raises:
+            CorruptBundle: an array is missing or the bytes are not an archive of arrays.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        except (ValueError, KeyError, OSError) as error:
+            raise CorruptBundle(f"novelty.npz cannot be read: {error}") from None

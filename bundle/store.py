@@ -1,0 +1,172 @@
+"""The bundle on disk: written under a temporary name, read only after every hash is checked."""
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from bundle.calibration import Calibration
+from bundle.errors import BundleError, CorruptBundle
+from bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, identify, parse_manifest
+
+MANIFEST = "manifest.json"
+REQUIRED = ("image_encoder.onnx", "classifier.onnx", "calibration.json", "golden.npz")
+MAX_FILE_BYTES = 4 * 1024**3
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says of itself.
+        calibration: its `calibration.json`.
+    """
+
+    path: Path
+    manifest: Manifest
+    calibration: Calibration
+
+    def has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes after comparing them with the manifest.
+
+        Raises:
+            CorruptBundle: the file is not listed, missing, changed or truncated.
+        """
+        if not self.has(name):
+            raise CorruptBundle(f"{name}: the manifest does not list this file")
+        return read_verified(self.path, name, self.manifest.files[name])
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that becomes `out` only if the block succeeds.
+
+    Raises:
+        BundleError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} exists: name a folder that does not, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield stage
+        stage.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        stage.rename(out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def seal(folder: Path, content: dict[str, Any]) -> Manifest:
+    """Hash every file of the folder and write its manifest.
+
+    Args:
+        folder: holds the bundle's files, no manifest yet.
+        content: the manifest's values but for identity and files.
+
+    Raises:
+        CorruptBundle: a required file is missing or a value is not accepted.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): _entry(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    if missing := [name for name in REQUIRED if name not in files]:
+        raise CorruptBundle(f"a bundle needs {', '.join(missing)}")
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    draft = Manifest.model_validate(
+        {**content, "files": files, "bundle_id": "0" * 64, "created_at": created}
+    )
+    named = draft.model_dump(mode="json")
+    named["bundle_id"] = identify(named)
+    named["format_version"] = FORMAT_VERSION
+    (folder / MANIFEST).write_text(json.dumps(named, indent=1) + "\n")
+    return Manifest.model_validate(named)
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, bytes=path.stat().st_size)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Return the bundle after checking its manifest, every file's hash and its calibration.
+
+    Raises:
+        UnsupportedVersion: a newer software wrote it.
+        CorruptBundle: a file is missing, changed, truncated, unlisted or outside the folder.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise CorruptBundle(f"{path}: expected a bundle folder with a {MANIFEST}")
+    manifest = parse_manifest(manifest_path.read_bytes())
+    if missing := [name for name in REQUIRED if name not in manifest.files]:
+        raise CorruptBundle(f"the manifest lacks {', '.join(missing)}")
+    for name, entry in manifest.files.items():
+        read_verified(path, name, entry)
+    listed = {*manifest.files, MANIFEST}
+    found = {f.relative_to(path).as_posix() for f in path.rglob("*") if not f.is_dir()}
+    if extra := sorted(found - listed):
+        raise CorruptBundle(f"{extra[0]}: this file is not in the manifest; remove it")
+    raw = read_verified(path, "calibration.json", manifest.files["calibration.json"])
+    return Bundle(path, manifest, _parse_calibration(raw, manifest))
+
+
+def _parse_calibration(raw: bytes, manifest: Manifest) -> Calibration:
+    try:
+        calibration = Calibration.model_validate_json(raw)
+    except ValidationError as error:
+        raise CorruptBundle(f"calibration.json: {error.errors()[0]['msg']}") from None
+    labels = len(manifest.labels)
+    for condition, fitted in calibration.conditions.items():
+        if len(fitted.bias) != labels or len(fitted.conformal.quantiles) != labels:
+            raise CorruptBundle(f"calibration.json: {condition} does not fit {labels} labels")
+    if set(calibration.prevalence) != set(manifest.labels):
+        raise CorruptBundle("calibration.json: prevalence does not name the manifest's labels")
+    return calibration
+
+
+def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
+    """Return the bytes of a listed file once they match its entry.
+
+    Raises:
+        CorruptBundle: the name leaves the folder, or the file is missing, changed or truncated.
+    """
+    path = _inside(folder, name)
+    if not path.is_file():
+        raise CorruptBundle(f"{name}: expected {entry.bytes} bytes, the file is missing")
+    size = path.stat().st_size
+    if size != entry.bytes or size > MAX_FILE_BYTES:
+        raise CorruptBundle(f"{name}: expected {entry.bytes} bytes, got {size}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise CorruptBundle(f"{name}: its SHA-256 is not the manifest's; the file was changed")
+    return data
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a plain relative name; links and steps upwards are refused."""
+    pure = PurePosixPath(name)
+    plain = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
+    path = folder / name
+    resolved = Path(os.path.realpath(path))
+    if not plain or not resolved.is_relative_to(Path(os.path.realpath(folder))):
+        raise CorruptBundle(f"{name!r}: a bundle's files lie inside its folder")
+    return path

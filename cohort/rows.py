@@ -1,0 +1,77 @@
+"""What a reader yields: one image of one lesion, or the reason why a row was left out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from bundle.fields import FieldSchema, Record
+
+
+@dataclass(frozen=True)
+class LesionImage:
+    """One image of one lesion, with what is known of the lesion and of the patient.
+
+    Attributes:
+        image_id: unique within the cohort.
+        lesion_id: unique within the cohort (a source that reuses ids across patients is prefixed).
+        patient_id: None where the source has no patient ids.
+        image: the file's bytes as they came.
+        label: one of the source's labels, or None.
+        malignant: None where the label is None or its malignancy is not known.
+        record: canonical field name to checked value, of both levels; an absent key is missing.
+    """
+
+    image_id: str
+    lesion_id: str
+    patient_id: str | None
+    image: bytes
+    label: str | None
+    malignant: bool | None
+    record: Record
+
+    @property
+    def group_id(self) -> str:
+        """The patient where there is one, else the lesion: what a split may not cut."""
+        return self.lesion_id if self.patient_id is None else self.patient_id
+
+
+@dataclass(frozen=True)
+class DroppedRow:
+    """A row of the source that did not become a lesion image, and why."""
+
+    row: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a split needs to know of a patient (or lesion): its id and its rarest label."""
+
+    group_id: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published data set, opened for reading.
+
+    Attributes:
+        name: the data set's name as the command line knows it.
+        schema: its fields, never fitted.
+        labels: all labels, in a fixed order; empty for a source without labels.
+        malignant_labels: those that count as malignant.
+        licence: short name of the licence.
+        citation: DOI or reference.
+        groups: yields every group once per labelled row, without reading images.
+        rows: yields every row of the source once, as an image or as a dropped row, all rows of
+            one patient together; reads images as it goes and holds none.
+    """
+
+    name: str
+    schema: FieldSchema
+    labels: tuple[str, ...]
+    malignant_labels: tuple[str, ...]
+    licence: str
+    citation: str
+    groups: Callable[[], Iterator[Group]]
+    rows: Callable[[], Iterator[LesionImage | DroppedRow]]
+    notes: tuple[str, ...] = field(default=())
