@@ -3,34 +3,46 @@
 Fitting is `training/calibration.py`; here are the fitted numbers and how they are applied.
 """
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bundle.errors import InvalidSettings
 from bundle.quality import QualityThresholds
 
 FloatArray = npt.NDArray[np.float32]
 Condition = Literal["given", "extrapolated", "missing"]
 CONDITIONS: tuple[Condition, ...] = ("given", "extrapolated", "missing")
+# Shares are often written rounded.
+PREVALENCE_TOLERANCE = 1e-3
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A fitted value: no other key, and no NaN, which would pass every threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Conformal(Frozen):
     """Split conformal thresholds: a label enters the set when 1 - p is at most its quantile.
 
-    `scope` says per label whether the quantile is the label's own (30 or more calibration lesions)
-    or the marginal one.
+    A quantile of 1 takes the label in always. `scope` says per label whether the quantile is the
+    label's own (30 or more calibration lesions) or the marginal one.
     """
 
     alpha: float = Field(gt=0, lt=1)
     quantiles: tuple[float, ...]
     scope: tuple[Literal["label", "marginal"], ...]
-    lesions: int
+    lesions: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len(self.quantiles) != len(self.scope):
+            raise ValueError("quantiles and scope need one entry a label each")
+        return self
 
 
 class ConditionCalibration(Frozen):
@@ -40,7 +52,13 @@ class ConditionCalibration(Frozen):
     bias: tuple[float, ...]
     conformal: Conformal
     expected_calibration_error: float
-    lesions: int
+    lesions: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len(self.bias) != len(self.conformal.quantiles):
+            raise ValueError("bias and conformal quantiles need one entry a label each")
+        return self
 
 
 class OperatingPoint(Frozen):
@@ -75,12 +93,20 @@ class Calibration(Frozen):
     """Everything in `calibration.json`."""
 
     conditions: dict[Condition, ConditionCalibration]
-    prevalence: dict[str, float]
+    prevalence: dict[str, Share]
     operating_points: tuple[OperatingPoint, ...] = ()
     quality: QualityThresholds
     novelty_threshold: float
     extrapolation: Extrapolation = Extrapolation()
     oddness_quantiles: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_sums_and_order(self) -> Self:
+        if abs(sum(self.prevalence.values()) - 1) > PREVALENCE_TOLERANCE:
+            raise ValueError("the labels' prevalences must sum to 1")
+        if list(self.oddness_quantiles) != sorted(self.oddness_quantiles):
+            raise ValueError("oddness_quantiles must rise")
+        return self
 
     def probabilities(self, logits: FloatArray, condition: Condition) -> FloatArray:
         """Return (N, C) float32 probabilities at the training prevalence, rows summing to 1.
@@ -110,9 +136,21 @@ def shift_odds(malignancy: float, *, trained: float, site: float) -> float:
 
     Bayes' rule with the likelihood ratio unchanged: the odds are multiplied by the ratio of the
     prior odds (Saerens et al., 2002, Neural Computation 14:21).
+
+    Raises:
+        InvalidSettings: a prevalence is not inside (0, 1), so that its odds mean nothing.
     """
-    odds = malignancy * (site / (1 - site)) * ((1 - trained) / trained)
+    odds = malignancy * _prior_odds_ratio(trained, site)
     return odds / (odds + 1 - malignancy)
+
+
+def _prior_odds_ratio(trained: float, site: float) -> float:
+    if not (0 < trained < 1 and 0 < site < 1):
+        raise InvalidSettings(
+            "a shift of prevalence needs both malignant shares between 0 and 1, got "
+            f"{trained:g} in training and {site:g} at the site: leave the site's prevalence unset"
+        )
+    return (site / (1 - site)) * ((1 - trained) / trained)
 
 
 def shift_prevalence(
@@ -125,10 +163,13 @@ def shift_prevalence(
         malignant: (C,) bool, True for malignant labels.
         trained: malignant share in training, in (0, 1).
         site: malignant share at the site, in (0, 1).
+
+    Raises:
+        InvalidSettings: a prevalence is not inside (0, 1), so that its odds mean nothing.
     """
-    factor = (site / (1 - site)) * ((1 - trained) / trained)
-    weighted = probabilities * np.where(malignant, np.float32(factor), np.float32(1))
-    shifted: FloatArray = weighted / weighted.sum(axis=1, keepdims=True)
+    ratio = _prior_odds_ratio(trained, site)
+    weighted = np.where(malignant, probabilities * ratio, probabilities.astype(np.float64))
+    shifted: FloatArray = (weighted / weighted.sum(axis=1, keepdims=True)).astype(np.float32)
     return shifted
 
 
@@ -145,6 +186,6 @@ def prediction_set(probabilities: FloatArray, conformal: Conformal) -> list[int]
 
 
 def log_odds(probability: npt.ArrayLike) -> FloatArray:
-    """Return float32 log odds, finite for 0 and 1 too (clipped at 1e-6)."""
+    """Return (N,) float32 log odds of (N,) probabilities, finite for 0 and 1 too (1e-6 away)."""
     clipped = np.clip(np.asarray(probability, np.float64), 1e-6, 1 - 1e-6)
     return np.log(clipped / (1 - clipped)).astype(np.float32)

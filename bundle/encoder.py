@@ -4,12 +4,14 @@
 training has a torch twin, tests have a fake that a person can predict.
 """
 
+import os
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bundle.errors import BundleError, CorruptBundle, InferenceError
 from bundle.fields import Level
@@ -43,15 +45,31 @@ GRAPHS = {
 }
 RECORD_GRAPHS: dict[Level, str] = {"lesion": "metadata_encoder", "patient": "patient_encoder"}
 
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# What ONNX Runtime raises: its own errors share no base.
+ORT_ERRORS = (
+    RuntimeError,
+    ValueError,
+    ort_state.EPFail,
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
+
 
 class Encoders(Protocol):
     """The models of a bundle or run. D is the embedding width, C the number of labels."""
 
     @property
-    def embedding_dim(self) -> int: ...
+    def embedding_dim(self) -> int:
+        """Return D."""
 
     @property
-    def has_context(self) -> bool: ...
+    def has_context(self) -> bool:
+        """Return whether `context` may be called."""
 
     def embed_images(self, pixels: FloatArray) -> FloatArray:
         """Return (N, D) float32 features of (N, 3, H, W) float32 prepared images."""
@@ -107,23 +125,27 @@ class OnnxEncoders:
         Args:
             bundle: the verified bundle; graphs are read through it, so that what runs was checked.
             threads: threads within one inference; 0 takes all cores.
-            providers: ONNX Runtime execution providers, best first; None takes all available.
+            providers: ONNX Runtime execution providers, best first; None takes CUDA where the
+                installed build has it, and the CPU.
 
         Raises:
             BundleError: both the CPU and the GPU build of ONNX Runtime are installed.
-            CorruptBundle: a graph cannot be loaded or has other inputs than the contract's.
+            CorruptBundle: a graph cannot be loaded, has other inputs than the contract's, or is
+                missing though the schema has fields for it.
         """
         refuse_two_builds("onnxruntime", "onnxruntime-gpu")
         self.manifest = bundle.manifest
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        chosen = providers or tuple(ort.get_available_providers())
+        available = ort.get_available_providers()
+        chosen = providers or tuple(name for name in PROVIDERS if name in available)
+        options = _session_options(threads)
         self._sessions = {
             name: _load_graph(bundle, name, options, chosen)
             for name in GRAPHS
             if bundle.has(f"{name}.onnx")
         }
+        for level, graph in RECORD_GRAPHS.items():
+            if bundle.manifest.record_schema.at(level) and graph not in self._sessions:
+                raise CorruptBundle(f"{graph}.onnx: the schema has {level} fields, the file is not")
 
     @property
     def embedding_dim(self) -> int:
@@ -135,20 +157,29 @@ class OnnxEncoders:
 
     @property
     def graphs(self) -> tuple[str, ...]:
+        """Return the names of the loaded graphs, in the order of `GRAPHS`."""
         return tuple(self._sessions)
 
     def run(self, graph: str, inputs: dict[str, npt.NDArray[Any]]) -> FloatArray:
-        """Return a graph's one output, checked to be finite.
+        """Return a graph's one output as float32 of the graph's shape, (N, D) for an encoder.
+
+        Args:
+            graph: one of `graphs`.
+            inputs: an array for each of the graph's inputs, of its shape and dtype.
 
         Raises:
-            InferenceError: the output holds NaN or infinity.
+            InferenceError: the inputs are not the graph's, or the output holds NaN or infinity.
         """
-        (output,) = self._sessions[graph].run(None, inputs)
+        try:
+            (output,) = self._sessions[graph].run(None, inputs)
+        except ORT_ERRORS as error:
+            raise InferenceError(f"{graph}: the model cannot run: {_first_line(error)}") from None
         if not np.isfinite(output).all():
             raise InferenceError(f"{graph}: the model answered with a number that is not finite")
         return np.asarray(output, np.float32)
 
     def embed_images(self, pixels: FloatArray) -> FloatArray:
+        """Return (N, D) float32 features of (N, 3, H, W) float32 prepared images."""
         return self.run("image_encoder", {"pixels": pixels})
 
     def embed_records(self, records: EncodedRecords, level: Level) -> FloatArray:
@@ -168,6 +199,7 @@ class OnnxEncoders:
         lesion_present: BoolArray,
         patient_present: BoolArray,
     ) -> FloatArray:
+        """Return (N, C) float32 logits of (N, D) features; presence flags are (N,) bool."""
         return self.run(
             "classifier",
             {
@@ -190,6 +222,13 @@ class OnnxEncoders:
         patient_record: FloatArray,
         patient_present: bool,
     ) -> FloatArray:
+        """Return (L,) float32 malignancy log odds, as `Encoders.context` says.
+
+        Raises:
+            BundleError: this bundle has no context model; ask `has_context` first.
+        """
+        if not self.has_context:
+            raise BundleError("expected a bundle with context.onnx: this one has no context model")
         output = self.run(
             "context",
             {
@@ -206,15 +245,30 @@ class OnnxEncoders:
         return logits
 
 
+def _session_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # A graph may name weight files beside it, which ONNX Runtime seeks in the working directory.
+    # Nothing lies below the null device: only weights within the hashed graph can be loaded.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
+    return options
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _load_graph(
     bundle: Bundle, name: str, options: ort.SessionOptions, providers: tuple[str, ...]
 ) -> ort.InferenceSession:
     data = bundle.read(f"{name}.onnx")
     try:
         session = ort.InferenceSession(data, options, providers=list(providers))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptBundle(f"{name}.onnx cannot be loaded: {reason}") from None
+    except ORT_ERRORS as error:
+        raise CorruptBundle(f"{name}.onnx cannot be loaded: {_first_line(error)}") from None
     inputs = tuple(item.name for item in session.get_inputs())
     if set(inputs) != set(GRAPHS[name]) or len(session.get_outputs()) != 1:
         raise CorruptBundle(

@@ -25,6 +25,10 @@ MISSING_WORDS = frozenset({"", "unknown", "unk"})
 TRUE_WORDS = frozenset({"true", "yes", "1"})
 FALSE_WORDS = frozenset({"false", "no", "0"})
 
+# No name or category is longer: a longer word is not compared with each of them for a hint.
+MAX_WORD_LENGTH = 64
+MAX_SHOWN_CATEGORIES = 12
+
 
 def is_missing(value: object) -> bool:
     """Return whether a raw value says "not known": None, "", "unknown" or "UNK", in any case."""
@@ -38,7 +42,7 @@ class Field(BaseModel):
     field that was never fitted has neither.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Name
     level: Level
@@ -57,15 +61,31 @@ class Field(BaseModel):
     def _check_kind(self) -> Self:
         if (self.kind == "categorical") != bool(self.categories):
             raise ValueError(f"{self.name}: categories belong to categorical fields, at least one")
-        if len(set(self.categories)) != len(self.categories):
-            raise ValueError(f"{self.name}: a category is listed twice")
         if self.kind != "numeric" and {self.minimum, self.maximum, self.mean, self.std} != {None}:
             raise ValueError(f"{self.name}: bounds, mean and std belong to numeric fields")
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"{self.name}: mean and std come together")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"{self.name}: minimum exceeds maximum, so no number is accepted")
+        return self
+
+    @model_validator(mode="after")
+    def _check_categories(self) -> Self:
         if unknown := set(self.category_aliases.values()) - set(self.categories):
             raise ValueError(f"{self.name}: alias of a category not listed: {sorted(unknown)}")
+        meaning: dict[str, str] = {}
+        for word, category in self._spellings():
+            if is_missing(word) or word != word.strip():
+                raise ValueError(f"{self.name}: {word!r} cannot be read as a category")
+            if meaning.setdefault(word.casefold(), category) != category:
+                raise ValueError(f"{self.name}: {word!r} stands for two categories")
+        if len({category.casefold() for category in self.categories}) != len(self.categories):
+            raise ValueError(f"{self.name}: a category is listed twice")
         return self
+
+    def _spellings(self) -> list[tuple[str, str]]:
+        """Return every accepted word with the category that it stands for."""
+        return [*((c, c) for c in self.categories), *self.category_aliases.items()]
 
     def parse(self, raw: object) -> Value:
         """Return the checked value, or None when the raw value says missing.
@@ -85,19 +105,21 @@ class Field(BaseModel):
 
     def _parse_number(self, raw: object) -> float:
         if isinstance(raw, bool) or not isinstance(raw, int | float | str):
-            raise InvalidRecord(f"{self.name}: expected a number, got {raw!r}", field=self.name)
+            raise self._refusal("a number", raw)
+        if isinstance(raw, str) and "_" in raw:  # Python reads "1_5" as 15.
+            raise self._refusal("a number", raw)
         try:
             number = float(raw)
-        except (ValueError, OverflowError):
-            raise InvalidRecord(
-                f"{self.name}: expected a number, got {raw!r}", field=self.name
-            ) from None
+        except ValueError:
+            raise self._refusal("a number", raw) from None
+        except OverflowError:
+            number = math.inf
         low = -math.inf if self.minimum is None else self.minimum
         high = math.inf if self.maximum is None else self.maximum
         if not math.isfinite(number) or not low <= number <= high:
             unit = f" {self.unit}" if self.unit else ""
             raise OutOfRange(
-                f"{self.name}: expected a number from {low:g} to {high:g}{unit}, got {raw!r}",
+                f"{self.name}: expected a number from {low:g} to {high:g}{unit}, got {_shown(raw)}",
                 field=self.name,
             )
         return number
@@ -105,28 +127,55 @@ class Field(BaseModel):
     def _parse_boolean(self, raw: object) -> bool:
         if isinstance(raw, bool):
             return raw
-        word = str(raw).strip().casefold() if isinstance(raw, str | int) else ""
+        word = _word(raw) if isinstance(raw, str | int) else ""
         if word in TRUE_WORDS:
             return True
         if word in FALSE_WORDS:
             return False
-        raise InvalidRecord(f"{self.name}: expected true or false, got {raw!r}", field=self.name)
+        raise self._refusal("true or false", raw)
 
     def _parse_category(self, raw: object) -> str:
-        known = {c.casefold(): c for c in self.categories}
-        known |= {a.casefold(): c for a, c in self.category_aliases.items()}
         if isinstance(raw, bool) or not isinstance(raw, str | int | float):
-            raise InvalidRecord(f"{self.name}: expected a category, got {raw!r}", field=self.name)
-        word = str(raw).strip().casefold()
+            raise self._refusal("a category", raw)
+        if raw in self.categories:
+            return str(raw)
+        known = {word.casefold(): category for word, category in self._spellings()}
+        word = _word(raw)
         if word in known:
             return known[word]
-        nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-        listed = ", ".join(self.categories[:12]) + (", ..." if len(self.categories) > 12 else "")
+        more = ", ..." if len(self.categories) > MAX_SHOWN_CATEGORIES else ""
         raise UnknownCategory(
-            f"{self.name}: unknown category {raw!r}; nearest is {known[nearest[0]]!r}; "
-            f"accepted: {listed}",
+            f"{self.name}: unknown category {_shown(raw)}; nearest is "
+            f"{known[_nearest(word, known)]!r}; "
+            f"accepted: {', '.join(self.categories[:MAX_SHOWN_CATEGORIES])}{more}",
             field=self.name,
         )
+
+    def _refusal(self, expected: str, raw: object) -> InvalidRecord:
+        message = f"{self.name}: expected {expected}, got {_shown(raw)}"
+        return InvalidRecord(message, field=self.name)
+
+
+def _word(raw: str | int | float) -> str:
+    """Return the value as a word that compares without regard to case and outer spaces."""
+    try:
+        return str(raw).strip().casefold()
+    except ValueError:  # Python writes no integer of more than 4300 digits.
+        return ""
+
+
+def _shown(raw: object) -> str:
+    """Return a raw value for a message, short whatever was sent."""
+    try:
+        text = repr(raw)
+    except ValueError:  # Python writes no integer of more than 4300 digits.
+        return "a huge integer"
+    return text if len(text) <= MAX_WORD_LENGTH else f"{text[:MAX_WORD_LENGTH]}..."
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that is most alike; `known` is not empty."""
+    return difflib.get_close_matches(word[:MAX_WORD_LENGTH], known, n=1, cutoff=0.0)[0]
 
 
 class FieldSchema(BaseModel):
@@ -141,8 +190,10 @@ class FieldSchema(BaseModel):
         seen: set[str] = set()
         for field in self.fields:
             for name in (field.name, *field.aliases):
+                if name != name.strip() or not name:
+                    raise ValueError(f"{field.name}: {name!r} cannot be read as a name")
                 if name.casefold() in seen:
-                    raise ValueError(f"the name {name!r} belongs to two fields")
+                    raise ValueError(f"the name {name!r} is used twice")
                 seen.add(name.casefold())
         return self
 
@@ -160,12 +211,10 @@ class FieldSchema(BaseModel):
         Raises:
             UnknownField: none does; the message names the nearest.
         """
-        known = {n.casefold(): f for f in self.fields for n in (f.name, *f.aliases)}
-        if (found := known.get(name.strip().casefold())) is not None:
-            return found
-        nearest = difflib.get_close_matches(name.strip().casefold(), known, n=1, cutoff=0.0)
-        hint = f"nearest is {known[nearest[0]].name!r}" if nearest else "this schema has no fields"
-        raise UnknownField(f"unknown field {name!r}; {hint}", field=name)
+        return _resolve(name, self._by_word())
+
+    def _by_word(self) -> dict[str, Field]:
+        return {word.casefold(): f for f in self.fields for word in (f.name, *f.aliases)}
 
     def parse(self, raw: Mapping[str, Any]) -> Record:
         """Return the record under canonical names, holding only the fields that were named.
@@ -174,17 +223,33 @@ class FieldSchema(BaseModel):
             raw: field name or alias to raw value; not changed.
 
         Raises:
-            InvalidRecord: a name or value is not accepted, or two names mean one field.
+            InvalidRecord: a name or value is not accepted, or two names mean one field. Its
+                `field` is the name as it was given.
         """
         record: Record = {}
+        by_word = self._by_word()
         for name, value in raw.items():
-            field = self.resolve(str(name))
+            field = _resolve(name, by_word)
             if field.name in record:
-                raise InvalidRecord(f"{field.name}: given twice, last as {name!r}", field=name)
-            record[field.name] = field.parse(value)
+                raise InvalidRecord(
+                    f"{field.name}: given twice, last as {_shown(name)}", field=name
+                )
+            try:
+                record[field.name] = field.parse(value)
+            except InvalidRecord as error:
+                error.field = name
+                raise
         return record
 
     def fill(self, record: Mapping[str, Value], level: Level | None = None) -> Record:
         """Return the record with every field of the level (or of both) present, None if missing."""
         fields: Iterable[Field] = self.fields if level is None else self.at(level)
         return {field.name: record.get(field.name) for field in fields}
+
+
+def _resolve(name: str, by_word: Mapping[str, Field]) -> Field:
+    word = name.strip().casefold()
+    if (found := by_word.get(word)) is not None:
+        return found
+    hint = f"nearest is {by_word[_nearest(word, by_word)].name!r}" if by_word else "there is none"
+    raise UnknownField(f"unknown field {_shown(name)}; {hint}", field=name)

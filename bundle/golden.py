@@ -4,14 +4,15 @@ Checked at every start, so that another runtime, processor or provider that answ
 refused before it answers a person. Never a patient's picture.
 """
 
-import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.encoder import GRAPHS, OnnxEncoders
+from bundle.arrays import read_arrays, write_arrays
+from bundle.encoder import GRAPHS, RECORD_GRAPHS, OnnxEncoders
 from bundle.errors import CorruptBundle, ParityError
+from bundle.manifest import Manifest
 from bundle.store import Bundle
 
 OUTPUT = "output"
@@ -23,30 +24,27 @@ Case = dict[str, npt.NDArray[Any]]
 
 def write_golden(cases: dict[str, Case]) -> bytes:
     """Return `golden.npz`: for each graph its inputs and, under "output", the expected answer."""
-    arrays = {f"{graph}/{name}": a for graph, case in cases.items() for name, a in case.items()}
-    buffer = io.BytesIO()
-    # The stubs take every keyword for the flag that forbids pickling.
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
+    return write_arrays(
+        {f"{graph}/{name}": a for graph, case in cases.items() for name, a in case.items()}
+    )
 
 
 def read_golden(data: bytes) -> dict[str, Case]:
     """Return what `write_golden` wrote.
 
     Raises:
-        CorruptBundle: the bytes are no such archive.
+        CorruptBundle: the bytes are no such archive, or an expected answer is not finite.
     """
     cases: dict[str, Case] = {}
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            for key in arrays.files:
-                graph, _, name = key.partition("/")
-                cases.setdefault(graph, {})[name] = arrays[key]
-    except (ValueError, OSError, KeyError, EOFError) as error:
-        raise CorruptBundle(f"golden.npz cannot be read: {error}") from None
+    for key, array in read_arrays(data, "golden.npz").items():
+        graph, _, name = key.partition("/")
+        cases.setdefault(graph, {})[name] = array
     for graph, case in cases.items():
         if graph not in GRAPHS or set(case) != {*GRAPHS[graph], OUTPUT}:
             raise CorruptBundle(f"golden.npz: {graph} has not the contract's inputs and output")
+        expected = case[OUTPUT]
+        if expected.dtype != np.float32 or not expected.size or not np.isfinite(expected).all():
+            raise CorruptBundle(f"golden.npz: {graph} has no finite float32 answer")
     return cases
 
 
@@ -56,19 +54,29 @@ def check_golden(bundle: Bundle, encoders: OnnxEncoders) -> dict[str, float]:
     Differences are relative to the answer's largest magnitude where that is above 1.
 
     Raises:
-        CorruptBundle: a graph has no golden vectors.
-        ParityError: a difference exceeds the tolerance.
+        CorruptBundle: a graph has no golden vectors, or a width that is not the manifest's.
+        InferenceError: a graph does not take its golden inputs, or its answer is not finite.
+        ParityError: an answer has another shape, or differs by more than the tolerance.
     """
     cases = read_golden(bundle.read("golden.npz"))
     if missing := sorted(set(encoders.graphs) - set(cases)):
         raise CorruptBundle(f"golden.npz has no vectors for {', '.join(missing)}")
+    widths = _widths(bundle.manifest)
     differences = {}
     for graph in encoders.graphs:
         case = dict(cases[graph])
         expected = case.pop(OUTPUT)
         answer = encoders.run(graph, case)
         if answer.shape != expected.shape:
-            raise ParityError(f"{graph}: expected shape {expected.shape}, got {answer.shape}")
+            raise ParityError(
+                f"{graph}: expected an answer of shape {expected.shape}, got {answer.shape}: "
+                "this runtime must not serve this bundle"
+            )
+        if graph in widths and answer.shape[1:] != (widths[graph],):
+            raise CorruptBundle(
+                f"{graph}.onnx: expected {widths[graph]} numbers a row, as the manifest says, got "
+                f"an answer of shape {answer.shape}"
+            )
         scale = max(1.0, float(np.abs(expected).max()))
         differences[graph] = float(np.abs(answer - expected).max()) / scale
         if differences[graph] > TOLERANCE:
@@ -77,3 +85,8 @@ def check_golden(bundle: Bundle, encoders: OnnxEncoders) -> dict[str, float]:
                 f"{TOLERANCE:.0e}: this runtime must not serve this bundle"
             )
     return differences
+
+
+def _widths(manifest: Manifest) -> dict[str, int]:
+    encoders = ("image_encoder", *RECORD_GRAPHS.values())
+    return {**dict.fromkeys(encoders, manifest.embedding_dim), "classifier": len(manifest.labels)}

@@ -17,20 +17,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bundle.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
 
-# What Pillow's decoders raise on broken input, beside OSError.
+BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# What Pillow's decoders raise on broken input; warnings only where warnings are errors.
 DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
     EOFError,
     IndexError,
     KeyError,
+    OSError,
     OverflowError,
+    SyntaxError,
     TypeError,
+    UserWarning,
+    ValueError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    *BOMB_ERRORS,
 )
 SRGB = ImageCms.createProfile("sRGB")
 
@@ -56,7 +57,7 @@ class ImageInput(BaseModel):
     The shorter side is scaled to `resize_px` and the centre `size_px` square is taken.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size_px: int = Field(gt=0, le=1024)
     resize_px: int = Field(gt=0, le=2048)
@@ -79,35 +80,45 @@ def decode_image(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> Image.Imag
 
     EXIF orientation is applied and an embedded colour profile converted; transparency is laid on
     white; 16-bit grey is scaled to 8. No metadata survives, because the result is made from pixels.
+    Of a JPEG that carries further pictures (MPO: depth map, second lens) the first is taken, as
+    every viewer does.
 
     Raises:
         ImageTooLarge: bytes, pixels or a side exceed the limits.
         UnsupportedFormat: the content is not of an accepted format.
-        InvalidImage: the file is broken, truncated, animated or of an unreadable mode.
+        InvalidImage: the file is broken, truncated, animated, of several pages, of an unreadable
+            mode, or carries an unreadable colour profile.
     """
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"expected at most {limits.max_bytes} bytes, got {len(data)}")
     try:
         image = Image.open(io.BytesIO(data), formats=limits.formats)
-    except UnidentifiedImageError:
-        accepted = ", ".join(limits.formats)
-        raise UnsupportedFormat(
-            f"expected an image in one of {accepted}; the content is none of them"
-        ) from None
-    except Image.DecompressionBombError:
-        raise ImageTooLarge(f"expected at most {limits.max_pixels} pixels") from None
-    except DECODE_ERRORS as error:
-        raise InvalidImage(f"the image header cannot be read ({type(error).__name__})") from None
-    _check_header(image, limits)
-    try:
+        _check_header(image, limits)
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return _fresh_pixels(_to_srgb(upright))
+        return _fresh_pixels(_to_srgb(ImageOps.exif_transpose(image)))
+    except BOMB_ERRORS:
+        raise ImageTooLarge(f"expected at most {limits.max_pixels} pixels") from None
+    except UnidentifiedImageError:
+        raise _unidentified(data, limits) from None
     except DECODE_ERRORS as error:
-        raise InvalidImage(
-            "expected a complete image; this one is truncated or broken "
-            f"({type(error).__name__}): save it again and send that"
-        ) from None
+        raise _broken(type(error).__name__) from None
+
+
+def _unidentified(data: bytes, limits: ImageLimits) -> InvalidImage:
+    """Return why Pillow could not open the bytes: a broken header, or another kind of content."""
+    accepts = (Image.OPEN[name][1] for name in limits.formats if name in Image.OPEN)
+    if any(accept is not None and accept(data[:16]) for accept in accepts):
+        return _broken("header")
+    return UnsupportedFormat(
+        f"expected an image in one of {', '.join(limits.formats)}; the content is none of them"
+    )
+
+
+def _broken(part: str) -> InvalidImage:
+    return InvalidImage(
+        f"expected a complete image; this one is truncated or broken ({part}): "
+        "save it again and send that"
+    )
 
 
 def _check_header(image: Image.Image, limits: ImageLimits) -> None:
@@ -117,39 +128,47 @@ def _check_header(image: Image.Image, limits: ImageLimits) -> None:
             f"expected at most {limits.max_pixels} pixels and {limits.max_side_px} px a side, "
             f"got {width}x{height}"
         )
-    if getattr(image, "is_animated", False):
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise InvalidImage("expected one still image, got several frames: send one frame")
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Return the image in sRGB, by its own profile where it carries one."""
+    """Return the image in sRGB, by its own profile where it carries one; RGB or RGBA."""
+    plain = _to_plain_mode(image)
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK", "L"):
-        return _to_rgb(image)
+    if not profile:
+        return plain
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, SRGB, outputMode="RGB")
-    except ImageCms.PyCMSError:
+        if plain.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+            plain = plain.convert("RGB")
+        mode = "RGBA" if plain.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(plain, source, SRGB, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):
         raise InvalidImage(
             "the embedded colour profile cannot be read, so the colours are not known: "
             "export the image in sRGB"
         ) from None
-    return image if converted is None else converted
+    return plain if converted is None else converted
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_plain_mode(image: Image.Image) -> Image.Image:
+    """Return the image as L, RGB, RGBA or CMYK, 8 bits a channel: what a profile can describe."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise InvalidImage(f"expected 8 or 16 bits a channel, got mode {image.mode!r}")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer)
-    return image
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _fresh_pixels(image: Image.Image) -> Image.Image:
+    """Return new RGB pixels, transparent ones laid on white."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     rgb = image.convert("RGB")
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.errors import CorruptBundle, UnsupportedVersion
 from bundle.fields import FieldSchema
@@ -20,7 +20,7 @@ RESEARCH_USE = (
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileEntry(Frozen):
@@ -56,7 +56,7 @@ class Manifest(Frozen):
     """
 
     # identity
-    format_version: int = FORMAT_VERSION
+    format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     bundle_id: Sha256
     created_at: str
     software_version: str
@@ -82,6 +82,17 @@ class Manifest(Frozen):
     # files
     files: dict[str, FileEntry]
 
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: expected one or more, each once")
+        if unknown := sorted(set(self.malignant_labels) - set(self.labels)):
+            raise ValueError(f"malignant_labels: {unknown[0]!r} is not among the labels")
+        for field in self.record_schema.fields:
+            if field.kind == "numeric" and field.mean is None:
+                raise ValueError(f"record_schema: {field.name} has no fitted mean and std")
+        return self
+
 
 def identify(content: dict[str, Any]) -> str:
     """Return the bundle id of a manifest's JSON content."""
@@ -91,7 +102,7 @@ def identify(content: dict[str, Any]) -> str:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read and check a manifest.
+    """Return the manifest after checking its version, its values and its id.
 
     Raises:
         UnsupportedVersion: a newer software wrote it.
@@ -99,20 +110,36 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CorruptBundle("manifest.json is not JSON") from None
     version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int | float) and version > FORMAT_VERSION:
         raise UnsupportedVersion(
             f"this software reads bundle format {FORMAT_VERSION}, the bundle has format {version}: "
             "upgrade slimp"
         )
-    try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CorruptBundle(f"manifest.json: {where}: {first['msg']}") from None
+    if version is None:
+        raise CorruptBundle("manifest.json: expected an object with a format_version, got none")
+    manifest = check_manifest(content)
     if manifest.bundle_id != identify(content):
         raise CorruptBundle("manifest.json was changed: its bundle_id does not name its content")
     return manifest
+
+
+def check_manifest(content: object) -> Manifest:
+    """Return the manifest whose JSON content this is; its id is not checked.
+
+    Raises:
+        CorruptBundle: a key is unknown or missing, or a value is not accepted.
+    """
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise CorruptBundle(f"manifest.json: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return where the first refused value stands and why it was refused."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -6,12 +6,12 @@ arXiv 1807.03888; the residual as in Wang et al., 2022, arXiv 2203.10807). Fitti
 belong to training; the threshold is fitted on lesions that no encoder saw.
 """
 
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
+from bundle.arrays import read_arrays, write_arrays
 from bundle.errors import CorruptBundle
 
 FloatArray = npt.NDArray[np.float32]
@@ -52,19 +52,37 @@ class NoveltyModel:
         return score
 
     def to_bytes(self) -> bytes:
-        buffer = io.BytesIO()
-        np.savez(buffer, **self.__dict__)
-        return buffer.getvalue()
+        """Return the model as the content of `novelty.npz`."""
+        return write_arrays(self.__dict__)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "NoveltyModel":
         """Read what `to_bytes` wrote; nothing is unpickled.
 
         Raises:
-            CorruptBundle: an array is missing or the bytes are not an archive of arrays.
+            CorruptBundle: the bytes are no archive of arrays, or the arrays do not fit together.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-        except (ValueError, KeyError, OSError) as error:
-            raise CorruptBundle(f"novelty.npz cannot be read: {error}") from None
+        arrays = read_arrays(data, "novelty.npz")
+        names = {field.name for field in fields(cls)}
+        if set(arrays) != names:
+            raise CorruptBundle(f"novelty.npz: expected {sorted(names)}, got {sorted(arrays)}")
+        model = cls(**arrays)
+        model._check()
+        return model
+
+    def _check(self) -> None:
+        arrays = self.__dict__
+        if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
+            raise CorruptBundle("novelty.npz: expected finite float32 arrays")
+        (dim, rank, labels) = (self.centre.size, self.scales.size, len(self.label_means))
+        expected = {
+            "centre": (dim,),
+            "components": (rank, dim),
+            "scales": (rank,),
+            "label_means": (labels, rank),
+            "residual_scale": (1,),
+        }
+        if {name: a.shape for name, a in arrays.items()} != expected or labels == 0:
+            raise CorruptBundle("novelty.npz: the arrays' shapes do not fit together")
+        if (self.scales <= 0).any() or self.residual_scale[0] <= 0:
+            raise CorruptBundle("novelty.npz: expected scales above 0")

@@ -6,7 +6,7 @@ The thresholds are fitted on calibration groups and live in `calibration.json`.
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MEASURE_PX = 128
 
@@ -14,9 +14,9 @@ MEASURE_PX = 128
 class QualityThresholds(BaseModel):
     """Bounds outside which a picture is not assessable. Brightness and contrast are in [0, 1]."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    min_side_px: int
+    min_side_px: int = Field(ge=1)
     sharpness_min: float
     brightness_min: float
     brightness_max: float

@@ -4,23 +4,34 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from bundle.calibration import Calibration
+from bundle.calibration import CONDITIONS, Calibration
 from bundle.errors import BundleError, CorruptBundle
-from bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, identify, parse_manifest
+from bundle.manifest import (
+    FileEntry,
+    Manifest,
+    check_manifest,
+    first_problem,
+    identify,
+    parse_manifest,
+)
 
 MANIFEST = "manifest.json"
 REQUIRED = ("image_encoder.onnx", "classifier.onnx", "calibration.json", "golden.npz")
 MAX_FILE_BYTES = 4 * 1024**3
+MAX_NAME_SHOWN = 100
+# Relative, forward slashes, no part that starts with a dot: it cannot leave the folder.
+PLAIN_NAME = re.compile(r"[\w-][\w.-]{0,99}(/[\w-][\w.-]{0,99}){0,3}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Bundle:
     calibration: Calibration
 
     def has(self, name: str) -> bool:
+        """Return whether the manifest lists this file."""
         return name in self.manifest.files
 
     def read(self, name: str) -> bytes:
@@ -58,7 +70,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     Raises:
         BundleError: `out` exists and is not an empty folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out} exists: name a folder that does not, or remove it first")
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -77,27 +89,32 @@ def seal(folder: Path, content: dict[str, Any]) -> Manifest:
 
     Args:
         folder: holds the bundle's files, no manifest yet.
-        content: the manifest's values but for identity and files.
+        content: the manifest's values but for `bundle_id`, `created_at` and `files`.
 
     Raises:
-        CorruptBundle: a required file is missing or a value is not accepted.
+        CorruptBundle: a required file is missing, a name or a value is not accepted, or the folder
+            is sealed already.
     """
-    files = {
-        path.relative_to(folder).as_posix(): _entry(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    if missing := [name for name in REQUIRED if name not in files]:
+    names = _files_in(folder)
+    if MANIFEST in names:
+        raise CorruptBundle(f"{folder} holds a {MANIFEST} already: a bundle is sealed once")
+    if missing := [name for name in REQUIRED if name not in names]:
         raise CorruptBundle(f"a bundle needs {', '.join(missing)}")
+    files = {name: _entry(_inside(folder, name)) for name in names}
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    draft = Manifest.model_validate(
+    draft = check_manifest(
         {**content, "files": files, "bundle_id": "0" * 64, "created_at": created}
     )
     named = draft.model_dump(mode="json")
     named["bundle_id"] = identify(named)
-    named["format_version"] = FORMAT_VERSION
-    (folder / MANIFEST).write_text(json.dumps(named, indent=1) + "\n")
-    return Manifest.model_validate(named)
+    (folder / MANIFEST).write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+    return check_manifest(named)
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the relative name of everything below the folder but plain folders, sorted."""
+    found = (f for f in folder.rglob("*") if f.is_symlink() or not f.is_dir())
+    return sorted(f.relative_to(folder).as_posix() for f in found)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -121,10 +138,8 @@ def open_bundle(path: Path) -> Bundle:
         raise CorruptBundle(f"the manifest lacks {', '.join(missing)}")
     for name, entry in manifest.files.items():
         read_verified(path, name, entry)
-    listed = {*manifest.files, MANIFEST}
-    found = {f.relative_to(path).as_posix() for f in path.rglob("*") if not f.is_dir()}
-    if extra := sorted(found - listed):
-        raise CorruptBundle(f"{extra[0]}: this file is not in the manifest; remove it")
+    if extra := [n for n in _files_in(path) if n != MANIFEST and n not in manifest.files]:
+        raise CorruptBundle(f"{extra[0]!r}: this file is not in the manifest; remove it")
     raw = read_verified(path, "calibration.json", manifest.files["calibration.json"])
     return Bundle(path, manifest, _parse_calibration(raw, manifest))
 
@@ -133,10 +148,12 @@ def _parse_calibration(raw: bytes, manifest: Manifest) -> Calibration:
     try:
         calibration = Calibration.model_validate_json(raw)
     except ValidationError as error:
-        raise CorruptBundle(f"calibration.json: {error.errors()[0]['msg']}") from None
+        raise CorruptBundle(f"calibration.json: {first_problem(error)}") from None
+    if missing := [c for c in CONDITIONS if c not in calibration.conditions]:
+        raise CorruptBundle(f"calibration.json: the condition {missing[0]!r} is not calibrated")
     labels = len(manifest.labels)
     for condition, fitted in calibration.conditions.items():
-        if len(fitted.bias) != labels or len(fitted.conformal.quantiles) != labels:
+        if len(fitted.bias) != labels:
             raise CorruptBundle(f"calibration.json: {condition} does not fit {labels} labels")
     if set(calibration.prevalence) != set(manifest.labels):
         raise CorruptBundle("calibration.json: prevalence does not name the manifest's labels")
@@ -153,8 +170,10 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
     if not path.is_file():
         raise CorruptBundle(f"{name}: expected {entry.bytes} bytes, the file is missing")
     size = path.stat().st_size
-    if size != entry.bytes or size > MAX_FILE_BYTES:
+    if size != entry.bytes:
         raise CorruptBundle(f"{name}: expected {entry.bytes} bytes, got {size}")
+    if size > MAX_FILE_BYTES:
+        raise CorruptBundle(f"{name}: expected at most {MAX_FILE_BYTES} bytes, got {size}")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CorruptBundle(f"{name}: its SHA-256 is not the manifest's; the file was changed")
@@ -162,11 +181,12 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a plain relative name; links and steps upwards are refused."""
-    pure = PurePosixPath(name)
-    plain = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
+    """Return the path of a plain relative name; other names, and links out, are refused."""
     path = folder / name
-    resolved = Path(os.path.realpath(path))
-    if not plain or not resolved.is_relative_to(Path(os.path.realpath(folder))):
-        raise CorruptBundle(f"{name!r}: a bundle's files lie inside its folder")
+    plain = PLAIN_NAME.fullmatch(name) is not None
+    if not plain or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise CorruptBundle(
+            f"{name[:MAX_NAME_SHOWN]!r}: expected the plain relative name of a file inside the "
+            "bundle's folder (letters, digits, '_', '-', '.')"
+        )
     return path

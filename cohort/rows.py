@@ -7,6 +7,21 @@ from bundle.fields import FieldSchema, Record
 
 
 @dataclass(frozen=True)
+class UnreadableValue:
+    """A metadata value that was not accepted, so that its field is missing.
+
+    Attributes:
+        field: canonical field name, or "label" or "malignant".
+        kind: what came, in words that do not repeat it ("number", "text of 7 characters").
+        reason: what was expected.
+    """
+
+    field: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class LesionImage:
     """One image of one lesion, with what is known of the lesion and of the patient.
 
@@ -18,6 +33,9 @@ class LesionImage:
         label: one of the source's labels, or None.
         malignant: None where the label is None or its malignancy is not known.
         record: canonical field name to checked value, of both levels; an absent key is missing.
+        row: where the source holds it ("line 12 (ISIC_0024306)"); "" if that says no more than
+            the image id.
+        value_errors: the values that were not accepted; their fields are absent from the record.
     """
 
     image_id: str
@@ -27,6 +45,8 @@ class LesionImage:
     label: str | None
     malignant: bool | None
     record: Record
+    row: str = ""
+    value_errors: tuple[UnreadableValue, ...] = ()
 
     @property
     def group_id(self) -> str:
@@ -61,7 +81,7 @@ class Source:
         malignant_labels: those that count as malignant.
         licence: short name of the licence.
         citation: DOI or reference.
-        groups: yields every group once per labelled row, without reading images.
+        groups: yields every group once per usable row, without reading images.
         rows: yields every row of the source once, as an image or as a dropped row, all rows of
             one patient together; reads images as it goes and holds none.
     """

@@ -98,7 +98,7 @@ def draw_lesions(
 
 
 def _benign_label(patient: Patient, rng: np.random.Generator) -> str:
-    keratosis = 0.20 / (1.0 + math.exp(-(patient.age_years - 60.0) / 7.0))
+    keratosis = 0.17 / (1.0 + math.exp(-(patient.age_years - 58.0) / 4.5))
     vascular = 0.02 + 0.05 / (1.0 + math.exp(-(patient.age_years - 45.0) / 12.0))
     draw = rng.random()
     if draw < keratosis:
@@ -107,8 +107,8 @@ def _benign_label(patient: Patient, rng: np.random.Generator) -> str:
 
 
 def _malignant_label(patient: Patient, rng: np.random.Generator) -> str:
-    score = -0.5 + 0.05 * (patient.age_years - 58.0) + 0.7 * (patient.sun - 1.0)
-    score -= 0.3 * (patient.skin_type - 2.0)
+    score = -0.3 + 0.1 * (patient.age_years - 57.0) + 1.2 * (patient.sun - 1.0)
+    score -= 0.5 * (patient.skin_type - 2.0)
     return "basal_cell_carcinoma" if rng.random() < 1.0 / (1.0 + math.exp(-score)) else "melanoma"
 
 
@@ -137,7 +137,7 @@ def _draw_look(
 ) -> tuple[NDArray[np.float64], float]:
     """Return the place in look space and how plainly the label's own structure shows."""
     alike = rng.random() < settings.alike_share
-    shown = float(rng.uniform(0.0, 0.3) if alike else rng.uniform(0.4, 1.0)) / difficulty
+    shown = float(rng.uniform(0.0, 0.25) if alike else rng.uniform(0.3, 0.9)) / difficulty
     noise = rng.standard_normal(len(LOOK_AXES))
     if label == "nevus":
         return patient.signature + settings.within_spread * difficulty * WITHIN * noise, 0.0
@@ -148,6 +148,7 @@ def _draw_look(
         return VASCULAR + 0.3 * patient.signature + 0.4 * noise, float(rng.uniform(0.6, 1.0))
     if label == "basal_cell_carcinoma":
         mean = CARCINOMA * settings.carcinoma_cue / difficulty
+        shown *= settings.carcinoma_cue
     else:
         mean = MELANOMA * settings.melanoma_cue / difficulty
         shown *= settings.melanoma_cue

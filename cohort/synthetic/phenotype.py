@@ -20,7 +20,7 @@ LOOK_AXES = (
 )
 VISIBLE_AXES = slice(0, 5)
 
-SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
+# Fitzpatrick types I to VI.
 SKIN_TYPE_SHARES = (0.13, 0.22, 0.24, 0.19, 0.13, 0.09)
 SUN_LEVELS = ("low", "moderate", "high")
 SUN_SHARES = (0.35, 0.4, 0.25)

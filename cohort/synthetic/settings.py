@@ -34,18 +34,18 @@ class SyntheticSettings:
         jpeg_quality: of the encoded picture.
     """
 
-    malignant_patient_share: float = 0.5
+    malignant_patient_share: float = 0.54
     second_malignant_share: float = 0.06
-    few_lesions_share: float = 0.08
+    few_lesions_share: float = 0.06
     lesions_floor: int = 15
     lesions_tail_median: float = 1.6
     lesions_tail_sigma: float = 1.1
     lesions_max: int = 60
-    within_spread: float = 0.28
-    duckling_distance: float = 2.4
-    melanoma_cue: float = 1.0
-    carcinoma_cue: float = 1.0
-    alike_share: float = 0.4
+    within_spread: float = 0.22
+    duckling_distance: float = 3.2
+    melanoma_cue: float = 0.6
+    carcinoma_cue: float = 0.65
+    alike_share: float = 0.45
     symptom_strength: float = 1.0
     blank_questionnaire_share: float = 0.12
     missing_share: float = 0.12
@@ -82,7 +82,7 @@ class SourceArguments(TypedDict):
 
 DEMO_SETTINGS: SourceArguments = {
     "patients": 340,
-    "seed": 2025,
+    "seed": 2024,
     "image_px": 64,
     "difficulty": 1.0,
     "settings": SyntheticSettings(),

@@ -1,0 +1,55 @@
+"""Named arrays as the bytes of an `.npz` archive; nothing is pickled or unpickled."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import CorruptBundle
+
+# What NumPy and zipfile raise on broken input.
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def write_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return an archive of the arrays, of any shape; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def read_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
+    """Return what `write_arrays` wrote: arrays of any shape, by name.
+
+    Args:
+        data: the archive.
+        name: its file name, for the message.
+
+    Raises:
+        CorruptBundle: the bytes are no archive of plain arrays.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except READ_ERRORS as error:
+        raise CorruptBundle(
+            f"{name}: expected an archive of arrays, got what NumPy cannot read "
+            f"({type(error).__name__}): copy or export the bundle again"
+        ) from None

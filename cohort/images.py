@@ -1,0 +1,145 @@
+"""Where a source keeps its image files, and whether bytes look like an image at all.
+
+Only headers are read here; decoding is `bundle/images.py`.
+"""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import h5py
+from PIL import Image
+
+from bundle.images import COHORT_LIMITS, DECODE_ERRORS
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+class Images(Protocol):
+    """The images of a source, by the key that its table uses."""
+
+    def has(self, key: str) -> bool:
+        """Return whether there is such an image, without reading it."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """Return the bytes as they are stored.
+
+        Raises:
+            FileNotFoundError: there is no such image.
+            OSError: it cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class IndexedImages:
+    """Image files found by scanning folders once, by file name."""
+
+    paths: dict[str, Path]
+
+    def has(self, key: str) -> bool:
+        return key in self.paths
+
+    def read(self, key: str) -> bytes:
+        if key not in self.paths:
+            raise FileNotFoundError(key)
+        return self.paths[key].read_bytes()
+
+
+def index_images(folders: Iterable[Path]) -> IndexedImages:
+    """Return the image files in the folders, and in a folder that repeats its parent's name.
+
+    Archives unpack as `part_1/*.jpg` or, with some tools, as `part_1/part_1/*.jpg`.
+    """
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        for place in (folder, folder / folder.name):
+            if place.is_dir():
+                found = (f for f in place.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+                paths.update((file.name, file) for file in found)
+    return IndexedImages(paths)
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Image files of one folder, by a path relative to it that may not leave it."""
+
+    folder: Path
+    suffix: str = ""
+
+    def has(self, key: str) -> bool:
+        return is_plain_path(key) and self._path(key).is_file() and self._is_inside(key)
+
+    def read(self, key: str) -> bytes:
+        if not self.has(key):
+            raise FileNotFoundError(key)
+        return self._path(key).read_bytes()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{self.suffix}"
+
+    def _is_inside(self, key: str) -> bool:
+        return self._path(key).resolve().is_relative_to(self.folder.resolve())
+
+
+def is_plain_path(name: str) -> bool:
+    """Return whether a name is a relative path in forward slashes without steps upwards."""
+    pure = PurePosixPath(name)
+    odd = "\\" in name or "\0" in name or ":" in name
+    return bool(name) and not odd and not pure.is_absolute() and ".." not in pure.parts
+
+
+class Hdf5Images:
+    """The images of one HDF5 file with a JPEG byte string under each key.
+
+    The file is opened at the first use and stays open until the object goes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: Any = None
+
+    @property
+    def _file(self) -> Any:
+        if self._opened is None:
+            self._opened = h5py.File(self._path, "r")
+        return self._opened
+
+    def has(self, key: str) -> bool:
+        return bool(key) and key in self._file
+
+    def read(self, key: str) -> bytes:
+        stored = self._file.get(key) if key else None
+        if stored is None:
+            raise FileNotFoundError(key)
+        if not isinstance(stored, h5py.Dataset):
+            raise OSError(f"{key}: expected a byte string, got a group")
+        value = stored[()]
+        if stored.dtype.kind == "S":
+            # NumPy cuts trailing zero bytes off a fixed-length string; the file's length is right.
+            return bytes(value).ljust(stored.dtype.itemsize, b"\0")
+        return value if isinstance(value, bytes) else bytes(value.tobytes())
+
+
+def header_problem(data: bytes) -> str | None:
+    """Return why the bytes cannot be one still image of an accepted format and size, or None.
+
+    The header is read and nothing is decoded, so a truncated picture passes.
+    """
+    limits = COHORT_LIMITS
+    if not data:
+        return "the image file is empty"
+    if len(data) > limits.max_bytes:
+        return f"the image has more than {limits.max_bytes} bytes"
+    try:
+        with Image.open(io.BytesIO(data), formats=limits.formats) as image:
+            width, height = image.size
+            frames = getattr(image, "n_frames", 1)
+    except DECODE_ERRORS:
+        return f"the image is not readable as {', '.join(limits.formats)}"
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        return f"the image has more than {limits.max_pixels} pixels or {limits.max_side_px} a side"
+    return "the image has several frames" if frames > 1 else None

@@ -1,0 +1,62 @@
+"""Data sets by name."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import CohortError
+from cohort.ham10000 import ham10000_source
+from cohort.lines import nearest
+from cohort.pad_ufes_20 import pad_ufes_20_source
+from cohort.rows import Source
+from cohort.slice3d import slice3d_source
+from cohort.table import table_source
+
+
+def _synthetic(**options: Any) -> Source:
+    # Drawing needs more than reading does: it is loaded only where a cohort is drawn.
+    from cohort.synthetic import synthetic_source
+
+    _check_options("synthetic", synthetic_source, options)
+    return synthetic_source(**options)
+
+
+READERS: dict[str, Callable[..., Source]] = {
+    "ham10000": ham10000_source,
+    "pad_ufes_20": pad_ufes_20_source,
+    "slice3d": slice3d_source,
+    "table": table_source,
+}
+NAMES = (*READERS, "synthetic")
+
+
+def open_source(name: str, path: Path | None = None, **options: Any) -> Source:
+    """Return the named data set, opened for reading.
+
+    Args:
+        name: one of `NAMES`.
+        path: where it lies; None for `synthetic`, which is drawn and not read.
+        options: what that reader accepts beside a path.
+
+    Raises:
+        CohortError: no such data set or option, or no readable data set at that path.
+    """
+    if name == "synthetic":
+        if path is not None:
+            raise CohortError(f"synthetic: expected no path, got {path}: it is drawn, not read")
+        return _synthetic(**options)
+    reader = READERS.get(name)
+    if reader is None:
+        raise CohortError(f"unknown data set {name!r}; {nearest(name, NAMES)} ({', '.join(NAMES)})")
+    if path is None or not path.exists():
+        raise CohortError(f"{name}: expected the path of its files, got {path}")
+    _check_options(name, reader, options)
+    return reader(path, **options)
+
+
+def _check_options(name: str, reader: Callable[..., Source], options: dict[str, Any]) -> None:
+    known = [o for o in inspect.signature(reader).parameters if o != "path"]
+    if unknown := sorted(set(options) - set(known)):
+        hint = f"{nearest(unknown[0], known)}" if known else "it has no options"
+        raise CohortError(f"{name}: unknown option {unknown[0]!r}; {hint}")

@@ -1,0 +1,99 @@
+"""What goes into a catalogue and what comes out of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.fields import Record
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class CatalogueLesion:
+    """A reference lesion to be added.
+
+    Attributes:
+        lesion_id: unique within the catalogue.
+        patient_id: None where the source has no patient ids.
+        record: canonical field name to checked value, of both levels; None or absent is missing.
+        label: the diagnosis, or None where it is not known.
+        malignant: None where it is not known.
+        source: name of the cohort that it comes from.
+        embedding: (D,) float32, the image encoder's feature, mean over the lesion's images; not
+            normalised.
+        content_hashes: `bundle.images.content_hash` of each of the lesion's images.
+        thumbnail: JPEG or WebP bytes without any metadata, or None.
+    """
+
+    lesion_id: str
+    patient_id: str | None
+    record: Record
+    label: str | None
+    malignant: bool | None
+    source: str
+    embedding: FloatArray
+    content_hashes: tuple[str, ...] = ()
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLesion:
+    """A lesion as the catalogue holds it.
+
+    Attributes:
+        lesion_id: unique within the catalogue.
+        patient_id: None where the source has no patient ids.
+        record: canonical field name to value, in schema order; an absent key is missing.
+        label: the diagnosis, or None where it is not known.
+        malignant: None where it is not known.
+        source: name of the cohort that it comes from.
+        embedding: (D,) float32, as it was added; not normalised.
+        content_hashes: pixel hash of each of the lesion's images.
+        has_thumbnail: whether `Catalogue.thumbnail` has an answer.
+    """
+
+    lesion_id: str
+    patient_id: str | None
+    record: Record
+    label: str | None
+    malignant: bool | None
+    source: str
+    embedding: FloatArray
+    content_hashes: tuple[str, ...]
+    has_thumbnail: bool
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A catalogue lesion near a query; `score` is their cosine similarity in [-1, 1]."""
+
+    lesion_id: str
+    score: float
+    label: str | None
+    malignant: bool | None
+    record: Record
+    source: str
+    patient_id: str | None
+    has_thumbnail: bool
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Lesions that may not be hits, whatever the filter says; ids that do not exist are no error.
+
+    Attributes:
+        lesions: lesion ids.
+        patients: patient ids; all their lesions are excluded.
+        contents: pixel hashes (`bundle.images.content_hash`); every lesion that holds such an
+            image is excluded, so that a picture never finds itself under another name.
+    """
+
+    lesions: frozenset[str] = frozenset()
+    patients: frozenset[str] = frozenset()
+    contents: frozenset[str] = frozenset()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.lesions or self.patients or self.contents)

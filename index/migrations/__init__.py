@@ -1,0 +1,1 @@
+"""The catalogue's table versions, applied by Alembic when a catalogue is created or opened."""

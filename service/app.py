@@ -1,0 +1,92 @@
+"""The FastAPI app. Nothing happens at import; models load after start, while /livez answers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import cast
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from bundle.manifest import RESEARCH_USE
+from service.logging import make_log
+from service.middleware import RequestContext
+from service.problems import install_handlers
+from service.routes import about, catalogue, health, lesion, patient
+from service.routes.page import mount_page
+from service.runtime import Runtime
+from service.schemas import ProblemResponse
+from service.settings import Settings, read_settings
+from service.state import Service
+
+DESCRIPTION = f"""Skin lesion images and metadata: classification, similar lesions, a patient's
+lesions in context.
+
+**{RESEARCH_USE}**
+
+Errors are RFC 9457 problem details with a stable `code`."""
+
+
+def create_app(settings: Settings | None = None, runtime: Runtime | None = None) -> FastAPI:
+    """Return the service.
+
+    Args:
+        settings: None reads the environment.
+        runtime: answers at once instead of what the settings name; for tests.
+
+    Raises:
+        InvalidSettings: a setting is unknown or out of bounds.
+    """
+    settings = read_settings() if settings is None else settings
+    service = Service(settings, runtime, make_log(settings.log_level))
+    app = FastAPI(
+        title="SLIMP",
+        version=_version(),
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(RequestContext, service=service)
+    install_handlers(app)
+    for routes in (lesion, patient, catalogue, about, health):
+        app.include_router(routes.router)
+    mount_page(app)
+    _document_problems(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service = cast(Service, app.state.service)
+    loading = asyncio.create_task(service.load())
+    try:
+        yield
+    finally:
+        await loading
+        service.close()
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the error answer's schema, which no route returns by itself, to the OpenAPI document."""
+    make = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            document = make()
+            _, defined = models_json_schema(
+                [(ProblemResponse, "serialization")], ref_template="#/components/schemas/{model}"
+            )
+            document["components"]["schemas"].update(defined["$defs"])
+        return make()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _version() -> str:
+    try:
+        return version("slimp")
+    except PackageNotFoundError:
+        return "0.0.0"

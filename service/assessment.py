@@ -1,0 +1,148 @@
+"""What is said of lesions: logits to calibrated probabilities, at the site's prevalence.
+
+The label and the probabilities are at the site's prevalence where the site states one. The
+prediction set is not: its quantiles hold at the training prevalence only, and the answer says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.calibration import (
+    Condition,
+    FloatArray,
+    prediction_set,
+    shift_odds,
+    shift_prevalence,
+)
+from bundle.fields import Record
+from service.metadata import Metadata
+from service.models import Models, embed_known, finite
+from service.pictures import LesionPictures
+from service.schemas import AnswerWarning, Assessment
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """N lesions, each judged alone, at the training prevalence.
+
+    Attributes:
+        probabilities: (N, C) float32, rows sum to 1.
+        malignancy: (N,) float32 in [0, 1].
+        lesion_record: (N, D) float32 features of the lesions' records.
+        lesion_present: (N,) bool, whether a lesion field is known.
+    """
+
+    probabilities: FloatArray
+    malignancy: FloatArray
+    lesion_record: FloatArray
+    lesion_present: npt.NDArray[np.bool_]
+
+
+def judge(
+    models: Models,
+    embeddings: FloatArray,
+    records: Sequence[Record],
+    conditions: Sequence[Condition],
+) -> Judgements:
+    """Return what the classifier makes of N lesions.
+
+    Args:
+        models: the loaded bundle.
+        embeddings: (N, D) float32 image features, not normalised.
+        records: N canonical records, lesion and patient fields together.
+        conditions: N, which calibration holds for each.
+    """
+    lesion_record, lesion_present = embed_known(models, records, "lesion")
+    patient_record, patient_present = embed_known(models, records, "patient")
+    logits = models.encoders.classify(
+        embeddings,
+        lesion_record,
+        patient_record,
+        image_present=np.ones(len(embeddings), np.bool_),
+        lesion_present=lesion_present,
+        patient_present=patient_present,
+    )
+    finite(logits, "classifier's answer")
+    rows = [
+        models.calibration.probabilities(logits[row : row + 1], condition)
+        for row, condition in enumerate(conditions)
+    ]
+    probabilities = np.concatenate(rows)
+    return Judgements(
+        probabilities,
+        probabilities[:, models.malignant].sum(axis=1),
+        lesion_record,
+        lesion_present,
+    )
+
+
+def at_site(models: Models, probabilities: FloatArray, site: float | None) -> list[float]:
+    """Return one lesion's C probabilities at the site's prevalence, summing to 1.
+
+    Args:
+        models: the loaded bundle.
+        probabilities: (C,) float32 at the training prevalence.
+        site: malignant share at the site; None leaves them where they are.
+    """
+    shifted = probabilities[None]
+    if site is not None:
+        trained = models.trained_prevalence
+        shifted = shift_prevalence(shifted, models.malignant, trained=trained, site=site)
+    exact = shifted[0].astype(np.float64)
+    return [float(share) for share in exact / exact.sum()]
+
+
+def risk_at_site(models: Models, risk: float, site: float | None) -> float:
+    """Return a malignant probability at the site's prevalence."""
+    if site is None:
+        return risk
+    return shift_odds(risk, trained=models.trained_prevalence, site=site)
+
+
+def malignancy_of(models: Models, probabilities: Sequence[float]) -> float:
+    """Return the malignant labels' probabilities together, at most 1."""
+    return min(1.0, float(np.asarray(probabilities)[models.malignant].sum()))
+
+
+def assess(
+    models: Models, pictures: LesionPictures, metadata: Metadata, *, site: float | None
+) -> Assessment:
+    """Return the answer about one lesion; nothing is said of one that is not assessable."""
+    if not pictures.assessable:
+        return Assessment(
+            status="not_assessable",
+            label=None,
+            probabilities=None,
+            malignancy=None,
+            prediction_set=None,
+            quality=pictures.quality,
+            metadata=metadata.entries,
+        )
+    judged = judge(models, pictures.embedding[None], [metadata.record], [metadata.condition])
+    trained = judged.probabilities[0]
+    shares = at_site(models, trained, site)
+    conformal = models.calibration.conditions[metadata.condition].conformal
+    return Assessment(
+        status="answered",
+        label=models.labels[int(np.argmax(shares))],
+        probabilities=dict(zip(models.labels, shares, strict=True)),
+        malignancy=malignancy_of(models, shares),
+        prediction_set=tuple(models.labels[i] for i in prediction_set(trained, conformal)),
+        quality=pictures.quality,
+        metadata=metadata.entries,
+        warnings=(*pictures.warnings, *prevalence_warnings(site)),
+    )
+
+
+def prevalence_warnings(site: float | None) -> tuple[AnswerWarning, ...]:
+    """Return what a reader must know where the site's prevalence is applied."""
+    if site is None:
+        return ()
+    message = (
+        f"probabilities are shifted to the site's prevalence of {site:g}; the prediction set holds "
+        "at the training prevalence"
+    )
+    return (AnswerWarning(field=None, code="prevalence_shifted", message=message),)

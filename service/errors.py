@@ -1,0 +1,135 @@
+"""Errors as HTTP: the one place that knows which error gets which status.
+
+Every error answers with RFC 9457 problem+json of one shape. A message of ours names what to do and
+goes to the caller; where it could show the site's paths (`public` in the table) a constant takes
+its place and the message goes to the log only. An exception that nobody foresaw is answered by
+`service/middleware.py` with a constant body.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ClassVar
+
+from bundle import errors as e
+
+
+class InvalidRequest(e.LesionError):
+    """A part or parameter that is missing, unknown, of the wrong type or out of bounds."""
+
+    code: ClassVar[str] = "invalid_request"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class MalformedUpload(e.LesionError):
+    """A body that is not the multipart form that its content type says."""
+
+    code: ClassVar[str] = "malformed_upload"
+
+
+class UnsupportedMedia(e.LesionError):
+    """A body of another content type than multipart/form-data."""
+
+    code: ClassVar[str] = "unsupported_media"
+
+
+class RequestTooLarge(e.LesionError):
+    """More bytes or more images than one request may carry."""
+
+    code: ClassVar[str] = "request_too_large"
+
+
+class NotReady(e.LesionError):
+    """The bundle and the catalogue are not loaded, or could not be."""
+
+    code: ClassVar[str] = "not_ready"
+
+
+class Loading(NotReady):
+    """The bundle and the catalogue are still being read and checked."""
+
+    code: ClassVar[str] = "loading"
+
+
+class LoadFailed(NotReady):
+    """The bundle or the catalogue cannot be used; the service needs a restart."""
+
+    code: ClassVar[str] = "load_failed"
+
+
+class Stalled(NotReady):
+    """Every thread works for a request whose time is over."""
+
+    code: ClassVar[str] = "stalled"
+
+
+class TimedOut(e.LesionError):
+    """The request's time is over."""
+
+    code: ClassVar[str] = "timed_out"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How an error is answered; `public` replaces its message where that is for the site only."""
+
+    status: HTTPStatus
+    public: str | None = None
+
+
+ASK_OPERATOR = "this is the site's to repair: tell its operator the request_id"
+NO_BUNDLE = Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the bundle cannot be used; {ASK_OPERATOR}")
+NO_CATALOGUE = Problem(
+    HTTPStatus.SERVICE_UNAVAILABLE, f"the catalogue cannot answer; {ASK_OPERATOR}"
+)
+NOT_OURS = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, f"the service failed; {ASK_OPERATOR}")
+CONTENT = Problem(HTTPStatus.UNPROCESSABLE_ENTITY)
+UNAVAILABLE = Problem(HTTPStatus.SERVICE_UNAVAILABLE)
+
+PROBLEMS: dict[type[e.LesionError], Problem] = {
+    e.LesionError: NOT_OURS,
+    e.InvalidRecord: CONTENT,
+    e.UnknownField: CONTENT,
+    e.UnknownCategory: CONTENT,
+    e.OutOfRange: CONTENT,
+    e.InvalidImage: Problem(HTTPStatus.BAD_REQUEST),
+    e.UnsupportedFormat: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    e.ImageTooLarge: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    e.InvalidFilter: CONTENT,
+    e.InvalidSettings: NOT_OURS,
+    e.CohortError: NOT_OURS,
+    e.LeakColumn: NOT_OURS,
+    e.SeenGroups: NOT_OURS,
+    e.TrainingError: NOT_OURS,
+    e.BundleError: NO_BUNDLE,
+    e.CorruptBundle: NO_BUNDLE,
+    e.UnsupportedVersion: NO_BUNDLE,
+    e.ParityError: NO_BUNDLE,
+    e.InferenceError: Problem(HTTPStatus.INTERNAL_SERVER_ERROR),
+    e.CatalogueError: NO_CATALOGUE,
+    e.DimensionMismatch: NO_CATALOGUE,
+    e.ForeignCatalogue: NO_CATALOGUE,
+    e.CorruptCatalogue: NO_CATALOGUE,
+    e.StaleCatalogue: NO_CATALOGUE,
+    e.UnknownLesion: Problem(HTTPStatus.NOT_FOUND),
+    e.Overloaded: Problem(HTTPStatus.TOO_MANY_REQUESTS),
+    InvalidRequest: CONTENT,
+    MalformedUpload: Problem(HTTPStatus.BAD_REQUEST),
+    UnsupportedMedia: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    RequestTooLarge: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    NotReady: UNAVAILABLE,
+    Loading: UNAVAILABLE,
+    LoadFailed: UNAVAILABLE,
+    Stalled: UNAVAILABLE,
+    TimedOut: UNAVAILABLE,
+}
+# Asking again later may help, so these carry Retry-After.
+RETRY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+def public_message(error: e.LesionError) -> str:
+    """Return what a caller may read of an error."""
+    problem = PROBLEMS[type(error)]
+    return str(error) if problem.public is None else problem.public

@@ -1,0 +1,42 @@
+"""JSON log lines on standard output, each with the request it belongs to.
+
+Nothing of an upload is ever logged: no image, no metadata value, no file name, no query string. An
+unforeseen exception is logged as its type and the places it passed, without its message, which
+might repeat a value.
+"""
+
+import logging
+import sys
+import traceback
+from typing import Any, TextIO
+
+import structlog
+from structlog.contextvars import merge_contextvars
+
+Log = Any
+
+
+def make_log(level: str, stream: TextIO | None = None) -> Log:
+    """Return a logger of its own; nothing global is configured.
+
+    Args:
+        level: least severe level that is written: debug, info, warning or error.
+        stream: where lines go; None is standard output.
+    """
+    return structlog.wrap_logger(
+        structlog.PrintLogger(stream if stream is not None else sys.stdout),
+        processors=[
+            merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+    )
+
+
+def describe_exception(error: BaseException) -> dict[str, Any]:
+    """Return the exception's type and the places it passed, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"exception": type(error).__qualname__, "places": places[-12:]}

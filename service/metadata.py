@@ -1,0 +1,123 @@
+"""A lesion's metadata as the models read it: given, extrapolated from its neighbours, or missing.
+
+Neighbours are catalogue lesions that look like the query. Those that hold one of its images, and
+all other lesions of their patients, may not speak for it: that would be the lesion itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bundle.calibration import Condition, FloatArray
+from bundle.fields import Record
+from index.catalogue import Catalogue, Exclusion
+from index.extrapolation import Extrapolated, extrapolate
+from service.models import Models
+from service.schemas import MetadataEntry
+
+NOT_GIVEN = "not_given"
+NOT_ASSESSABLE = "image_not_assessable"
+NO_CATALOGUE = "no_catalogue"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """One lesion's metadata.
+
+    Attributes:
+        record: what the encoders read, given and extrapolated values alike.
+        condition: which calibration holds for it.
+        entries: every field of the schema, with where its value is from.
+    """
+
+    record: Record
+    condition: Condition
+    entries: dict[str, MetadataEntry]
+
+
+def complete(
+    models: Models,
+    record: Record,
+    guesses: Mapping[str, Extrapolated],
+    *,
+    reason: str = NOT_GIVEN,
+) -> Metadata:
+    """Return the record with its gaps filled by what neighbours say.
+
+    One given value makes the condition "given"; failing that, one extrapolated value makes it
+    "extrapolated".
+
+    Args:
+        models: the loaded bundle.
+        record: canonical values from the caller.
+        guesses: field to what its neighbours say, for missing fields; empty when nobody was asked.
+        reason: why a field without a guess stays missing.
+    """
+    entries = {}
+    for field in models.schema.names:
+        value = record.get(field)
+        if value is not None:
+            entries[field] = MetadataEntry(value=value, source="given")
+        elif field in guesses:
+            entries[field] = _entry(guesses[field])
+        else:
+            entries[field] = MetadataEntry(value=None, source="missing", reason=reason)
+    sources = {entry.source for entry in entries.values()}
+    condition: Condition = "missing"
+    if "given" in sources:
+        condition = "given"
+    elif "extrapolated" in sources:
+        condition = "extrapolated"
+    filled: Record = {
+        name: entry.value for name, entry in entries.items() if entry.value is not None
+    }
+    return Metadata(filled, condition, entries)
+
+
+def _entry(guess: Extrapolated) -> MetadataEntry:
+    return MetadataEntry(
+        value=guess.value,
+        source="missing" if guess.value is None else "extrapolated",
+        support=guess.support,
+        agreement=guess.agreement,
+        interval=guess.interval,
+        reason=guess.reason,
+    )
+
+
+def ask_neighbours(
+    models: Models,
+    catalogue: Catalogue,
+    record: Record,
+    embedding: FloatArray,
+    *,
+    exclude: Exclusion,
+) -> dict[str, Extrapolated]:
+    """Return what similar catalogue lesions say of the fields that the record lacks.
+
+    Args:
+        models: the loaded bundle.
+        catalogue: whose lesions are asked.
+        record: canonical values from the caller.
+        embedding: (D,) float32, not normalised.
+        exclude: lesions, patients and contents that may not speak.
+    """
+    wanted = [field for field in models.schema.fields if record.get(field.name) is None]
+    if not wanted:
+        return {}
+    settings = models.calibration.extrapolation
+    (hits,) = catalogue.search(
+        embedding[None],
+        k=settings.neighbours,
+        exclude=without_twins(catalogue, exclude),
+    )
+    return extrapolate(hits, wanted, settings)
+
+
+def without_twins(catalogue: Catalogue, exclude: Exclusion) -> Exclusion:
+    """Return the exclusion widened to the patients of lesions that hold an excluded content."""
+    twins = catalogue.lesions_with_content(exclude.contents)
+    return Exclusion(
+        lesions=exclude.lesions | {twin.lesion_id for twin in twins},
+        patients=exclude.patients | {t.patient_id for t in twins if t.patient_id is not None},
+        contents=exclude.contents,
+    )

@@ -1,0 +1,139 @@
+"""A loaded bundle: its models and fitted numbers, checked before anything is answered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.calibration import CONDITIONS, Calibration, FloatArray, malignant_share
+from bundle.encoder import Encoders, OnnxEncoders
+from bundle.errors import CorruptBundle, InferenceError, InvalidSettings
+from bundle.fields import Field, FieldSchema, Level, Record
+from bundle.golden import check_golden
+from bundle.manifest import Manifest
+from bundle.novelty import NoveltyModel
+from bundle.records import encode_records
+from bundle.store import open_bundle
+
+NOVELTY_FILE = "novelty.npz"
+
+
+@dataclass(frozen=True)
+class Models:
+    """What answers are made with.
+
+    Attributes:
+        manifest: the bundle's description of itself.
+        calibration: its fitted numbers.
+        encoders: its graphs, or a fake in tests.
+        novelty: what training lesions look like; None in a bundle without `novelty.npz`.
+    """
+
+    manifest: Manifest
+    calibration: Calibration
+    encoders: Encoders
+    novelty: NoveltyModel | None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that could not answer every request.
+
+        Raises:
+            CorruptBundle: a metadata condition is not calibrated, or a field was never fitted.
+        """
+        if missing := [name for name in CONDITIONS if name not in self.calibration.conditions]:
+            raise CorruptBundle(f"calibration.json: the condition {missing[0]!r} is not calibrated")
+        for field in self.schema.fields:
+            if field.kind == "numeric" and field.mean is None:
+                raise CorruptBundle(f"manifest.json: {field.name} has no mean and std")
+
+    @property
+    def schema(self) -> FieldSchema:
+        return self.manifest.record_schema
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.manifest.labels
+
+    @property
+    def malignant(self) -> npt.NDArray[np.bool_]:
+        """Return (C,) bool, True for malignant labels."""
+        return np.asarray([label in self.manifest.malignant_labels for label in self.labels])
+
+    @property
+    def trained_prevalence(self) -> float:
+        return malignant_share(self.calibration.prevalence, self.manifest.malignant_labels)
+
+    def fields(self, level: Level) -> tuple[Field, ...]:
+        return self.schema.at(level)
+
+    def check_prevalence(self, site: float | None) -> None:
+        """Refuse a site's prevalence that the training prevalence cannot be shifted to.
+
+        Raises:
+            InvalidSettings: training saw only malignant or only benign lesions.
+        """
+        if site is not None and not 0 < self.trained_prevalence < 1:
+            raise InvalidSettings(
+                f"SLIMP_PREVALENCE: expected unset, as {self.trained_prevalence:.0%} of this "
+                f"bundle's training lesions are malignant, got {site:g}"
+            )
+
+
+def load_models(path: Path, *, threads: int) -> Models:
+    """Return the bundle's models once its hashes and golden vectors hold.
+
+    Running the golden vectors is the warm-up: every graph has answered once.
+
+    Args:
+        path: the bundle folder.
+        threads: threads within one inference; 0 takes all cores.
+
+    Raises:
+        BundleError: the bundle is corrupt, too new, or answers differently on this machine.
+    """
+    bundle = open_bundle(path)
+    encoders = OnnxEncoders(bundle, threads=threads)
+    check_golden(bundle, encoders)
+    novelty = (
+        NoveltyModel.from_bytes(bundle.read(NOVELTY_FILE)) if bundle.has(NOVELTY_FILE) else None
+    )
+    return Models(bundle.manifest, bundle.calibration, encoders, novelty)
+
+
+def finite(numbers: FloatArray, what: str) -> FloatArray:
+    """Return the numbers as they are.
+
+    Args:
+        numbers: float32, any shape, from a model.
+        what: names them in the error.
+
+    Raises:
+        InferenceError: one of them is NaN or infinite.
+    """
+    if not np.isfinite(numbers).all():
+        raise InferenceError(
+            f"the {what} holds a number that is not finite: this image cannot be judged by this "
+            "bundle; send another image of the lesion"
+        )
+    return numbers
+
+
+def embed_known(
+    models: Models, records: Sequence[Record], level: Level
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Return what the models make of records at one level, and which of them say anything.
+
+    Args:
+        models: the loaded bundle.
+        records: N canonical records; fields of the other level are passed over.
+        level: whose fields are read.
+
+    Returns:
+        (N, D) float32 features and (N,) bool, True where a field of the level is known.
+    """
+    encoded = encode_records(records, models.fields(level))
+    features = models.encoders.embed_records(encoded, level)
+    known = np.asarray(encoded.present.any(axis=1), np.bool_)
+    return finite(features, f"{level} record's embedding"), known

@@ -1,0 +1,1 @@
+"""The HTTP routes, one file a subject; each only reads, calls the runtime and envelops."""

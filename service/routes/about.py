@@ -1,0 +1,104 @@
+"""What is served: /model and /fields."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from bundle.calibration import Calibration
+from bundle.fields import MISSING_WORDS, Field
+from service.problems import problems
+from service.runtime import Runtime
+from service.schemas import (
+    CalibrationDescription,
+    CatalogueDescription,
+    DataDescription,
+    FieldDescription,
+    FieldsResponse,
+    ModelResponse,
+    OperatingPointDescription,
+)
+from service.settings import Settings
+from service.state import ServiceDep, request_id_of
+
+router = APIRouter(tags=["about"])
+
+
+@router.get("/model", responses=problems(503))
+async def model(request: Request, service: ServiceDep) -> ModelResponse:
+    """Say what is served, for what it may be used, and the evidence behind it."""
+    runtime = service.runtime()
+    return ModelResponse(
+        request_id=request_id_of(request),
+        bundle_id=runtime.bundle_id,
+        **_describe_bundle(runtime),
+        **_describe_site(runtime, service.settings),
+    )
+
+
+def _describe_bundle(runtime: Runtime) -> dict[str, Any]:
+    models = runtime.models
+    manifest, calibration = models.manifest, models.calibration
+    return {
+        "intended_use": manifest.intended_use,
+        "limits": manifest.limits,
+        "labels": manifest.labels,
+        "malignant_labels": manifest.malignant_labels,
+        "objective": manifest.objective,
+        "created_at": manifest.created_at,
+        "software_version": manifest.software_version,
+        "variant": manifest.variant,
+        "embedding_dim": manifest.embedding_dim,
+        "has_context": models.encoders.has_context,
+        "has_novelty_check": models.novelty is not None,
+        "training_prevalence": models.trained_prevalence,
+        "calibration": _describe_calibration(calibration),
+        "operating_points": tuple(
+            OperatingPointDescription(**point.model_dump())
+            for point in calibration.operating_points
+        ),
+        "split_recipe": manifest.split_recipe,
+        "data": tuple(DataDescription(**source.model_dump()) for source in manifest.data),
+    }
+
+
+def _describe_site(runtime: Runtime, settings: Settings) -> dict[str, Any]:
+    catalogue = runtime.catalogue
+    return {
+        "site_prevalence": runtime.prevalence,
+        "catalogue": CatalogueDescription(
+            lesions=0 if catalogue is None else len(catalogue),
+            revision=0 if catalogue is None else catalogue.revision,
+        ),
+        "max_k": runtime.max_k,
+        "max_images": settings.max_images,
+        "max_images_risk": settings.max_images_risk,
+        "image_formats": runtime.limits.formats,
+    }
+
+
+def _describe_calibration(calibration: Calibration) -> dict[str, CalibrationDescription]:
+    return {
+        condition: CalibrationDescription(
+            expected_calibration_error=fitted.expected_calibration_error,
+            lesions=fitted.lesions,
+            coverage=1 - fitted.conformal.alpha,
+        )
+        for condition, fitted in calibration.conditions.items()
+    }
+
+
+@router.get("/fields", responses=problems(503))
+async def fields(request: Request, service: ServiceDep) -> FieldsResponse:
+    """List the metadata fields: level, kind, unit, categories, bounds and aliases."""
+    runtime = service.runtime()
+    return FieldsResponse(
+        request_id=request_id_of(request),
+        bundle_id=runtime.bundle_id,
+        fields=tuple(_describe_field(field) for field in runtime.models.schema.fields),
+        missing_words=tuple(sorted(MISSING_WORDS)),
+    )
+
+
+def _describe_field(field: Field) -> FieldDescription:
+    shown = field.model_dump(include=set(FieldDescription.model_fields))
+    return FieldDescription(**shown)

@@ -1,0 +1,35 @@
+"""The probes and what Prometheus reads; the KServe v2 paths are the same probes."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.problems import problems
+from service.schemas import HealthResponse
+from service.state import ServiceDep, request_id_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+@router.get("/v2/health/live", operation_id="livez_kserve")
+async def livez(request: Request, service: ServiceDep) -> HealthResponse:
+    """Say that the process answers; it says nothing of the models."""
+    return HealthResponse(
+        request_id=request_id_of(request), bundle_id=service.bundle_id, status="alive"
+    )
+
+
+@router.get("/readyz", responses=problems(503))
+@router.get("/v2/health/ready", operation_id="readyz_kserve", responses=problems(503))
+async def readyz(request: Request, service: ServiceDep) -> HealthResponse:
+    """Say whether requests are answered: golden vectors hold and the catalogue is the bundle's."""
+    service.check_ready()
+    return HealthResponse(
+        request_id=request_id_of(request), bundle_id=service.bundle_id, status="ready"
+    )
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: ServiceDep) -> Response:
+    """Show counters and durations in Prometheus' text format."""
+    return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,297 @@
+"""The service without HTTP: what `slimp predict` calls, and what the routes call.
+
+Every method takes raw image bytes and raw metadata, checks them, and returns an answer of
+`service/schemas.py` or raises an error of `bundle/errors.py`. A runtime holds no state of its own
+and may be used from several threads at once.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bundle.errors import CatalogueError, InvalidSettings
+from bundle.fields import Record
+from bundle.images import ImageLimits
+from index.catalogue import Catalogue, Exclusion, StoredLesion
+from index.filters import Filter, parse_filter
+from service.assessment import assess
+from service.context import Candidate, answer_risk
+from service.errors import InvalidRequest
+from service.metadata import NO_CATALOGUE, NOT_ASSESSABLE, Metadata, ask_neighbours, complete
+from service.models import Models, load_models
+from service.patient import (
+    SubmittedLesion,
+    check_lesions,
+    one_lesion_an_image,
+    read_lesion_record,
+    read_patient,
+)
+from service.pictures import LesionPictures, look, pool
+from service.retrieval import show_hits
+from service.schemas import (
+    AnswerWarning,
+    Assessment,
+    EmbedAnswer,
+    RiskAnswer,
+    SimilarAnswer,
+    Status,
+)
+from service.settings import Settings
+
+IMAGE_ONLY = AnswerWarning(
+    field="metadata",
+    code="image_only",
+    message="similarity is by image alone; to narrow by metadata, send a filter",
+)
+NOBODY = Exclusion()
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded bundle and its catalogue.
+
+    Attributes:
+        models: the bundle.
+        catalogue: reference lesions; None answers without neighbours (`slimp predict`).
+        limits: what an image may be.
+        prevalence: the site's share of malignant lesions; None stays at the training prevalence.
+        max_k: most hits in one answer.
+        max_context_lesions: lesions that the context model sees at once.
+    """
+
+    models: Models
+    catalogue: Catalogue | None
+    limits: ImageLimits = DEFAULT_LIMITS
+    prevalence: float | None = None
+    max_k: int = 100
+    max_context_lesions: int = 64
+
+    def __post_init__(self) -> None:
+        self.models.check_prevalence(self.prevalence)
+
+    @property
+    def bundle_id(self) -> str:
+        return self.models.manifest.bundle_id
+
+    def classify(
+        self,
+        images: Sequence[bytes],
+        record: Mapping[str, Any] | None = None,
+        *,
+        extrapolate: bool = True,
+        exclude: Exclusion = NOBODY,
+    ) -> Assessment:
+        """Return the answer about one lesion.
+
+        Args:
+            images: one or more images of it, as files.
+            record: raw metadata, field or alias to value.
+            extrapolate: whether neighbours may speak for missing fields.
+            exclude: lesions and patients that may not; those that hold one of the images never do.
+        """
+        given = self.models.schema.parse(record or {})
+        pictures = self._look(images)
+        metadata = self._complete(pictures, given, extrapolate=extrapolate, exclude=exclude)
+        return assess(self.models, pictures, metadata, site=self.prevalence)
+
+    def similar(
+        self,
+        images: Sequence[bytes],
+        record: Mapping[str, Any] | None = None,
+        *,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        exclude: Exclusion = NOBODY,
+    ) -> SimilarAnswer:
+        """Return the catalogue lesions that look most like one lesion.
+
+        Args:
+            images: one or more images of it, as files.
+            record: raw metadata; checked, and reserved for retrieval by image and metadata.
+            k: hits wanted, 1 to `max_k`; fewer come only where fewer are eligible.
+            where: raw filter; None keeps all.
+            exclude: lesions and patients left out, beside those that hold one of the images.
+        """
+        catalogue = self._catalogue()
+        self._check_k(k)
+        given = self.models.schema.parse(record or {})
+        kept = self._filter(where)
+        pictures = self._look(images)
+        (hits,) = catalogue.search(
+            pictures.embedding[None],
+            k=k,
+            where=kept,
+            exclude=_with_contents(exclude, pictures.contents),
+        )
+        named = any(value is not None for value in given.values())
+        return SimilarAnswer(
+            status=_status(pictures),
+            quality=pictures.quality,
+            hits=show_hits(hits),
+            warnings=(*pictures.warnings, *((IMAGE_ONLY,) if named else ())),
+        )
+
+    def similar_to(
+        self,
+        lesion_id: str,
+        *,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        exclude: Exclusion = NOBODY,
+    ) -> SimilarAnswer:
+        """Return the catalogue lesions that look most like one of them, itself left out.
+
+        Raises:
+            UnknownLesion: the catalogue has no such lesion.
+        """
+        catalogue = self._catalogue()
+        self._check_k(k)
+        kept = self._filter(where)
+        lesion = catalogue.lesion(lesion_id)
+        left_out = Exclusion(
+            exclude.lesions | {lesion_id}, exclude.patients, frozenset(lesion.content_hashes)
+        )
+        (hits,) = catalogue.search(lesion.embedding[None], k=k, where=kept, exclude=left_out)
+        return SimilarAnswer(status=None, quality=None, hits=show_hits(hits))
+
+    def risk(
+        self,
+        images: Sequence[bytes],
+        lesions: Sequence[SubmittedLesion] | None = None,
+        patient: Mapping[str, Any] | None = None,
+        *,
+        patient_id: str | None = None,
+        extrapolate: bool = True,
+    ) -> RiskAnswer:
+        """Return the answer about one patient's lesions.
+
+        Args:
+            images: of all lesions, as files.
+            lesions: which images belong to which lesion; None makes one lesion an image.
+            patient: raw metadata that holds for all lesions.
+            patient_id: adds this patient's catalogue lesions as context, and what they agree on.
+            extrapolate: whether neighbours of other patients may speak for missing fields.
+        """
+        asked = one_lesion_an_image(len(images)) if lesions is None else lesions
+        check_lesions(asked, len(images))
+        records = [read_lesion_record(self.models, one) for one in asked]
+        self.models.schema.parse(patient or {})
+        if patient_id is not None:
+            self._catalogue()
+        looked = look(self.models, images, self.limits)
+        known = read_patient(
+            self.models,
+            self.catalogue,
+            patient or {},
+            patient_id=patient_id,
+            contents=frozenset(picture.content for picture in looked),
+        )
+        same = Exclusion(patients=frozenset(() if patient_id is None else (patient_id,)))
+        candidates = []
+        for one, record in zip(asked, records, strict=True):
+            pictures = pool([looked[i] for i in one.images], one.images)
+            own = {name: value for name, value in record.items() if value is not None}
+            metadata = self._complete(
+                pictures, {**known.record, **own}, extrapolate=extrapolate, exclude=same
+            )
+            candidates.append(Candidate(one.id, pictures, metadata))
+        return answer_risk(
+            self.models,
+            candidates,
+            known,
+            site=self.prevalence,
+            max_context=self.max_context_lesions,
+        )
+
+    def embed(self, images: Sequence[bytes]) -> EmbedAnswer:
+        """Return the image encoder's feature of one lesion."""
+        pictures = self._look(images)
+        return EmbedAnswer(
+            status=_status(pictures),
+            quality=pictures.quality,
+            embedding=tuple(float(x) for x in pictures.embedding),
+            variant=self.models.manifest.variant,
+            warnings=pictures.warnings,
+        )
+
+    def lesion(self, lesion_id: str) -> StoredLesion:
+        """Return a lesion of the catalogue; whoever shows it leaves the patient id out."""
+        return self._catalogue().lesion(lesion_id)
+
+    def thumbnail(self, lesion_id: str) -> bytes:
+        """Return a catalogue lesion's thumbnail file."""
+        return self._catalogue().thumbnail(lesion_id)
+
+    def _look(self, images: Sequence[bytes]) -> LesionPictures:
+        if not images:
+            raise InvalidRequest("image: expected at least one image, got none", field="image")
+        return pool(look(self.models, images, self.limits), range(len(images)))
+
+    def _complete(
+        self, pictures: LesionPictures, given: Record, *, extrapolate: bool, exclude: Exclusion
+    ) -> Metadata:
+        if not pictures.assessable:
+            return complete(self.models, given, {}, reason=NOT_ASSESSABLE)
+        if not extrapolate:
+            return complete(self.models, given, {})
+        if self.catalogue is None:
+            return complete(self.models, given, {}, reason=NO_CATALOGUE)
+        guesses = ask_neighbours(
+            self.models,
+            self.catalogue,
+            given,
+            pictures.embedding,
+            exclude=_with_contents(exclude, pictures.contents),
+        )
+        return complete(self.models, given, guesses)
+
+    def _catalogue(self) -> Catalogue:
+        if self.catalogue is None:
+            raise CatalogueError("expected a catalogue, this runtime was opened without: name one")
+        return self.catalogue
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= self.max_k:
+            raise InvalidRequest(f"k: expected from 1 to {self.max_k}, got {k}", field="k")
+
+    def _filter(self, where: Mapping[str, Any] | None) -> Filter | None:
+        if where is None:
+            return None
+        return parse_filter(where, self._catalogue().schema, self.models.labels)
+
+
+def _status(pictures: LesionPictures) -> Status:
+    return "answered" if pictures.assessable else "not_assessable"
+
+
+def _with_contents(exclude: Exclusion, contents: Collection[str]) -> Exclusion:
+    return Exclusion(exclude.lesions, exclude.patients, exclude.contents | frozenset(contents))
+
+
+def load_runtime(settings: Settings) -> Runtime:
+    """Return the runtime once the bundle is proven on this machine and the catalogue is its own.
+
+    Raises:
+        InvalidSettings: the bundle or the catalogue is not named.
+        BundleError: the bundle cannot be used.
+        CatalogueError: the catalogue cannot be used, or another bundle made it.
+    """
+    if settings.bundle is None:
+        raise InvalidSettings("SLIMP_BUNDLE: expected a bundle folder, it is not set")
+    if settings.catalogue is None:
+        raise InvalidSettings("SLIMP_CATALOGUE: expected a catalogue folder, it is not set")
+    models = load_models(settings.bundle, threads=settings.threads)
+    catalogue = Catalogue.open(
+        settings.catalogue,
+        bundle_id=models.manifest.bundle_id,
+        variant=models.manifest.variant,
+    )
+    return Runtime(
+        models,
+        catalogue,
+        limits=settings.image_limits,
+        prevalence=settings.prevalence,
+        max_k=settings.max_k,
+        max_context_lesions=settings.max_context_lesions,
+    )

@@ -1,0 +1,97 @@
+"""Who may be served now: a bounded number of requests, and threads that infer off the event loop.
+
+A request is admitted before its body is read, so that memory is bounded too. One that finds no room
+is turned away at once. A request whose time is over is answered, but the thread that works for it
+cannot be stopped: until it ends it keeps its place, and when all threads are lost that way the
+service says that it is stalled.
+"""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from bundle.errors import Overloaded
+from service.errors import TimedOut
+
+Result = TypeVar("Result")
+
+
+class Scheduler:
+    """Admits requests and runs their work on threads of its own."""
+
+    def __init__(self, *, max_concurrency: int, max_queue: int, timeout_s: float) -> None:
+        """Start no thread yet.
+
+        Args:
+            max_concurrency: threads, so requests that decode and infer at the same time.
+            max_queue: requests that may wait beyond those.
+            timeout_s: seconds from admission to the answer.
+        """
+        self._pool = ThreadPoolExecutor(max_concurrency, thread_name_prefix="inference")
+        self._threads = max_concurrency
+        self._capacity = max_concurrency + max_queue
+        self._timeout_s = timeout_s
+        self._admitted = 0
+        self._abandoned = 0
+        self._counting = threading.Lock()
+
+    @property
+    def admitted(self) -> int:
+        """Requests inside now, those that lost their caller but not their thread included."""
+        return self._admitted + self._abandoned
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether every thread works for a request whose time is over."""
+        return self._abandoned >= self._threads
+
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
+        """Hold one place for the block.
+
+        Raises:
+            Overloaded: no place is free.
+            TimedOut: the block took longer than the request may.
+        """
+        if self.admitted >= self._capacity:
+            raise Overloaded(
+                f"expected at most {self._capacity} requests at a time: send this one again later"
+            )
+        self._admitted += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError:
+            raise TimedOut(
+                f"no answer within {self._timeout_s:g} s: send the request again later, with "
+                "fewer or smaller images"
+            ) from None
+        finally:
+            self._admitted -= 1
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Return what the work returns, done on a thread with the caller's log context."""
+        context = contextvars.copy_context()
+        job = self._pool.submit(context.run, work)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if job.running():
+                self._count(1)
+                job.add_done_callback(self._end_abandoned)
+            raise
+
+    def _end_abandoned(self, job: Future[Any]) -> None:
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._abandoned += change
+
+    def close(self) -> None:
+        """Let running work end and drop what waits."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,182 @@
+"""Everything a site may change, read once from the environment (prefix SLIMP_).
+
+`python -m service.settings` prints the documentation table; a test compares it with
+`docs/settings.md`.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bundle.errors import InvalidSettings
+from bundle.images import ImageLimits
+
+PREFIX = "SLIMP_"
+# Read by other programs of the project, not by the service.
+FOREIGN_KEYS = frozenset({"SLIMP_REAL_DATA"})
+
+
+def setting(default: Any, help_text: str, *, unit: str = "", **bounds: Any) -> Any:
+    """Return a field declared once: default, meaning, unit and bounds."""
+    return Field(default=default, description=help_text, json_schema_extra={"unit": unit}, **bounds)
+
+
+class Settings(BaseSettings):
+    """The service's settings; each may be given as SLIMP_<NAME IN CAPITALS>."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    bundle: Path | None = setting(None, "folder of the bundle that is served")
+    catalogue: Path | None = setting(None, "folder of the catalogue of reference lesions")
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8000, "port to listen on", ge=1, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "least severe log line that is written"
+    )
+    prevalence: float | None = setting(
+        None,
+        "share of lesions that are malignant at this site; probabilities are shifted from the "
+        "training prevalence to it. Unset: answers hold at the training prevalence",
+        unit="share",
+        gt=0,
+        lt=1,
+    )
+    threads: int = setting(
+        0, "threads within one inference; 0 takes all cores", unit="threads", ge=0, le=256
+    )
+    max_concurrency: int = setting(
+        2, "requests that decode and infer at the same time", unit="requests", ge=1, le=256
+    )
+    max_queue: int = setting(
+        16, "requests that may wait beyond those; more get 429", unit="requests", ge=0, le=10_000
+    )
+    request_timeout_s: float = setting(
+        60.0,
+        "longest time from a request's arrival to its answer, upload and waiting included",
+        unit="seconds",
+        gt=0,
+        le=3600,
+    )
+    retry_after_s: int = setting(
+        2, "what Retry-After tells a caller that was turned away", unit="seconds", ge=1, le=3600
+    )
+    max_request_bytes: int = setting(
+        100_000_000,
+        "largest request body; all admitted bodies are held in memory, so memory is bounded by "
+        "(max_concurrency + max_queue) times this",
+        unit="bytes",
+        ge=1_000,
+        le=4_000_000_000,
+    )
+    max_image_bytes: int = setting(
+        20_000_000, "largest image file", unit="bytes", ge=1_000, le=1_000_000_000
+    )
+    max_image_pixels: int = setting(
+        40_000_000, "largest image, width times height", unit="pixels", ge=1, le=500_000_000
+    )
+    max_image_side_px: int = setting(
+        12_000, "longest side of an image", unit="pixels", ge=1, le=100_000
+    )
+    max_images: int = setting(8, "images of one lesion in one request", unit="images", ge=1, le=64)
+    max_images_risk: int = setting(
+        64, "images of one patient in one request to /risk", unit="images", ge=1, le=1024
+    )
+    max_context_lesions: int = setting(
+        64,
+        "lesions of one patient that the context model sees at once, submitted ones first",
+        unit="lesions",
+        ge=1,
+        le=1024,
+    )
+    max_text_bytes: int = setting(
+        65_536, "longest text part of a request (metadata, filter)", unit="bytes", ge=64, le=10**7
+    )
+    max_k: int = setting(100, "most similar lesions in one answer", unit="lesions", ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _check_context(self) -> Self:
+        if self.max_context_lesions < self.max_images_risk:
+            raise ValueError("max_context_lesions must hold max_images_risk lesions")
+        return self
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Return what an uploaded image may be."""
+        return ImageLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            max_side_px=self.max_image_side_px,
+        )
+
+
+def read_settings(
+    overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Return the environment's settings.
+
+    Args:
+        overrides: setting name to value, stronger than the environment; None counts as not given.
+        environ: the environment's keys, to find those that no setting carries.
+
+    Raises:
+        InvalidSettings: a SLIMP_ key that no setting has, or a value outside its bounds.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | FOREIGN_KEYS
+    for key in sorted(environ):
+        if key.startswith(PREFIX) and key not in known:
+            nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
+            raise InvalidSettings(f"{key}: no such setting; the nearest is {nearest}")
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise InvalidSettings(f"{first['msg']}") from None
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidSettings(f"{name}: {first['msg']}, got {first['input']!r}") from None
+
+
+def settings_table() -> str:
+    """Return the documentation of every setting as Markdown."""
+    lines = [
+        "# Settings of the service",
+        "",
+        "Made by `python -m service.settings`; a test compares the two. Every setting is an",
+        "environment variable; a `SLIMP_` variable that is not listed is an error"
+        f" ({', '.join(sorted(FOREIGN_KEYS))}, read by the tests, excepted).",
+        "",
+        "| variable | default | unit | bounds | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default is None else f"`{field.default}`"
+        cells = (f"`{PREFIX}{name.upper()}`", default, _unit(field), _bounds(field))
+        lines.append("| " + " | ".join((*cells, str(field.description))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _unit(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra["unit"]) if isinstance(extra, dict) else ""
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+    return " ".join(
+        f"{word} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for name, word in words.items()
+        if getattr(limit, name, None) is not None
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_table())

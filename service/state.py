@@ -1,0 +1,219 @@
+"""What one app holds while it runs: settings, the runtime once loaded, who may be served."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Annotated, TypeVar, cast
+
+from fastapi import Depends, Request
+
+from bundle.errors import LesionError
+from service.errors import (
+    InvalidRequest,
+    LoadFailed,
+    Loading,
+    RequestTooLarge,
+    Stalled,
+)
+from service.logging import Log, describe_exception
+from service.metrics import Metrics
+from service.requests import FormRequest, parse_form, parts_of
+from service.runtime import Runtime, load_runtime
+from service.scheduling import Scheduler
+from service.schemas import Envelope, Quality, Warned
+from service.settings import Settings
+from service.uploads import FormLimits, read_form
+
+Asked = TypeVar("Asked", bound=FormRequest)
+Result = TypeVar("Result")
+Response = TypeVar("Response", bound=Envelope)
+
+
+class Service:
+    """One app's state; made by `create_app`, reached by routes through `ServiceDep`."""
+
+    def __init__(self, settings: Settings, runtime: Runtime | None, log: Log) -> None:
+        self.settings = settings
+        self.log = log
+        self.metrics = Metrics()
+        self.failure: str | None = None
+        self.failure_code: str | None = None
+        self._runtime = runtime
+        self._owns_runtime = runtime is None
+        self.scheduler = Scheduler(
+            max_concurrency=settings.max_concurrency,
+            max_queue=settings.max_queue,
+            timeout_s=settings.request_timeout_s,
+        )
+        self.metrics.watch(
+            "slimp_requests_admitted",
+            "Requests inside now",
+            lambda: float(self.scheduler.admitted),
+        )
+        self.metrics.watch(
+            "slimp_ready", "1 when requests are answered", lambda: float(self._runtime is not None)
+        )
+        if runtime is not None:
+            self._note_catalogue(runtime)
+
+    @property
+    def bundle_id(self) -> str | None:
+        return None if self._runtime is None else self._runtime.bundle_id
+
+    def runtime(self) -> Runtime:
+        """Return the loaded runtime.
+
+        Raises:
+            Loading: not yet.
+            LoadFailed: never; /readyz says why.
+        """
+        if self._runtime is not None:
+            return self._runtime
+        if self.failure is not None:
+            raise LoadFailed(
+                f"the service could not load ({self.failure_code}); /readyz says why: repair that "
+                "and start it again"
+            )
+        raise Loading("the service is loading and checking its bundle: ask again in a moment")
+
+    def check_ready(self) -> Runtime:
+        """Return the runtime if requests would be answered now.
+
+        Raises:
+            NotReady: with the reason, for the site's operator.
+        """
+        if self.failure is not None:
+            raise LoadFailed(self.failure)
+        if self.scheduler.is_stalled:
+            raise Stalled(
+                "every thread works for a request whose time is over: restart the service if this "
+                "stays"
+            )
+        return self.runtime()
+
+    async def load(self) -> None:
+        """Load the runtime on a thread; a failure is kept for /readyz, never raised."""
+        if self._runtime is not None:
+            return
+        started = time.perf_counter()
+        loading = asyncio.get_running_loop().create_task(
+            asyncio.to_thread(load_runtime, self.settings)
+        )
+        await asyncio.wait([loading])
+        error = loading.exception()
+        if error is None:
+            self._runtime = loading.result()
+            self.metrics.load_seconds.set(time.perf_counter() - started)
+            self._note_catalogue(self._runtime)
+            self.log.info("ready", bundle_id=self.bundle_id)
+        elif isinstance(error, LesionError):
+            self.failure, self.failure_code = f"{error.code}: {error}", error.code
+            self.log.error("load_failed", code=error.code, detail=str(error))
+        else:
+            self.failure_code = "internal_error"
+            self.failure = f"internal_error: {type(error).__qualname__}, see the service's log"
+            self.log.error("load_failed", code=self.failure_code, **describe_exception(error))
+
+    def _note_catalogue(self, runtime: Runtime) -> None:
+        if runtime.catalogue is not None:
+            self.metrics.catalogue_lesions.set(len(runtime.catalogue))
+
+    def close(self) -> None:
+        """Let go of threads, and of the catalogue if this service opened it."""
+        self.scheduler.close()
+        runtime, self._runtime = self._runtime, None if self._owns_runtime else self._runtime
+        if self._owns_runtime and runtime is not None and runtime.catalogue is not None:
+            runtime.catalogue.close()
+
+    async def ask(
+        self,
+        request: Request,
+        model: type[Asked],
+        work: Callable[[Runtime, Asked], Result],
+        *,
+        max_files: int,
+    ) -> Result:
+        """Return what the runtime answers to a multipart form.
+
+        The request is admitted before its body is read, and its time covers both.
+
+        Args:
+            request: the HTTP request.
+            model: what the form asks.
+            work: calls the runtime; runs on an inference thread.
+            max_files: images that the form may carry.
+        """
+        runtime = self.runtime()
+        if name := next(iter(request.query_params), None):
+            raise InvalidRequest(
+                f"{name[:100]}: expected as a part of the form, got it in the URL",
+                field=name[:100],
+            )
+        limits = FormLimits(
+            files=max_files,
+            file_bytes=self.settings.max_image_bytes,
+            text_bytes=self.settings.max_text_bytes,
+            body_bytes=self.settings.max_request_bytes,
+        )
+        _check_length(request, limits)
+        async with self.scheduler.admit():
+            content_type = request.headers.get("content-type", "")
+            form = await read_form(content_type, request.stream(), parts_of(model), limits)
+            asked = parse_form(model, form)
+            return await self._run(request, lambda: work(runtime, asked))
+
+    async def look_up(self, request: Request, work: Callable[[Runtime], Result]) -> Result:
+        """Return what the runtime answers to a request without a body."""
+        runtime = self.runtime()
+        async with self.scheduler.admit():
+            return await self._run(request, lambda: work(runtime))
+
+    async def _run(self, request: Request, work: Callable[[], Result]) -> Result:
+        submitted = time.perf_counter()
+        seconds = self.metrics.work_seconds.labels(route=route_of(request.scope))
+
+        def measured() -> Result:
+            self.metrics.waiting_seconds.observe(time.perf_counter() - submitted)
+            with seconds.time():
+                return work()
+
+        return await self.scheduler.run(measured)
+
+    def count_quality(self, quality: Quality) -> None:
+        """Count a lesion that could not be assessed, by its reasons."""
+        for reason in quality.reasons:
+            self.metrics.not_assessable.labels(reason=reason).inc()
+
+
+def _check_length(request: Request, limits: FormLimits) -> None:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.body_bytes:
+        raise RequestTooLarge(
+            f"expected at most {limits.body_bytes} bytes a request, got {declared}"
+        )
+
+
+def route_of(scope: object) -> str:
+    """Return the route's path as it is declared, "unmatched" where none matched."""
+    route = cast("dict[str, object]", scope).get("route")
+    return str(getattr(route, "path", "unmatched"))
+
+
+def get_service(request: Request) -> Service:
+    """Return the app's state."""
+    return cast(Service, request.app.state.service)
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the middleware gave the request."""
+    return cast(str, request.state.request_id)
+
+
+def envelop(kind: type[Response], answer: Warned, request: Request) -> Response:
+    """Return an answer with the envelope that every response carries."""
+    service = get_service(request)
+    envelope = {"request_id": request_id_of(request), "bundle_id": service.bundle_id}
+    return kind(**dict(answer), **envelope)
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]

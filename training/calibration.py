@@ -1,0 +1,196 @@
+"""Fitting what `bundle/calibration.py` applies, on groups that neither heads nor encoders saw."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import binomtest
+from torch.nn.functional import cross_entropy
+
+from bundle.calibration import (
+    Condition,
+    ConditionCalibration,
+    Conformal,
+    OperatingPoint,
+    softmax,
+)
+from bundle.novelty import NoveltyModel
+from bundle.quality import QualityThresholds
+from training.metrics import expected_calibration_error
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+# A label's own conformal quantile needs at least this many calibration lesions.
+MIN_LABEL_LESIONS = 30
+# Pulls the bias of a label with few calibration lesions towards its prior, in units of lesions.
+BIAS_STRENGTH = 1.0
+
+
+def fit_condition(
+    logits: FloatArray, label: IntArray, prior: FloatArray, *, alpha: float
+) -> ConditionCalibration:
+    """Return temperature, bias and conformal thresholds of one metadata condition.
+
+    Temperature scaling (Guo et al., 2017, arXiv 1706.04599) with a bias a label that starts at the
+    label's log prior, since the classifier's logits are those of equally frequent labels.
+
+    Args:
+        logits: (N, C) float32 on calibration lesions.
+        label: (N,) int64.
+        prior: (C,) float32, label shares at natural prevalence.
+        alpha: conformal miss rate.
+    """
+    temperature, bias = _scale(logits, label, prior)
+    probabilities = softmax(logits / np.float32(temperature) + bias)
+    return ConditionCalibration(
+        temperature=temperature,
+        bias=tuple(float(b) for b in bias),
+        conformal=fit_conformal(probabilities, label, alpha=alpha),
+        expected_calibration_error=expected_calibration_error(probabilities, label),
+        lesions=len(label),
+    )
+
+
+def _scale(logits: FloatArray, label: IntArray, prior: FloatArray) -> tuple[float, FloatArray]:
+    scores, target = torch.from_numpy(logits).double(), torch.from_numpy(label)
+    log_prior = torch.from_numpy(prior).double().log()
+    log_temperature = torch.zeros((), dtype=torch.double, requires_grad=True)
+    shift = torch.zeros(logits.shape[1], dtype=torch.double, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_temperature, shift], max_iter=200)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        scaled = scores / log_temperature.exp() + log_prior + shift
+        penalty = BIAS_STRENGTH * shift.square().sum() / len(label)
+        loss = cross_entropy(scaled, target) + penalty
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    temperature = float(log_temperature.detach().clamp(-3, 3).exp())
+    return temperature, (log_prior + shift.detach()).float().numpy()
+
+
+def fit_conformal(probabilities: FloatArray, label: IntArray, *, alpha: float) -> Conformal:
+    """Return split conformal thresholds, a label's own where it has lesions enough.
+
+    Args:
+        probabilities: (N, C) float32, calibrated.
+        label: (N,) int64.
+        alpha: miss rate.
+    """
+    misfit = 1 - probabilities[np.arange(len(label)), label]
+    marginal = conformal_quantile(misfit, alpha)
+    quantiles, scope = [], list[Literal["label", "marginal"]]()
+    for number in range(probabilities.shape[1]):
+        own = misfit[label == number]
+        enough = len(own) >= MIN_LABEL_LESIONS
+        quantiles.append(conformal_quantile(own, alpha) if enough else marginal)
+        scope.append("label" if enough else "marginal")
+    return Conformal(
+        alpha=alpha, quantiles=tuple(quantiles), scope=tuple(scope), lesions=len(label)
+    )
+
+
+def conformal_quantile(misfit: FloatArray, alpha: float) -> float:
+    """Return the ceil((n + 1)(1 - alpha))-th smallest misfit, or 1 where n is too small.
+
+    Vovk et al. (2005), Algorithmic Learning in a Random World.
+
+    Args:
+        misfit: (n,) float32, 1 minus the probability of the true label.
+        alpha: miss rate.
+    """
+    rank = int(np.ceil((len(misfit) + 1) * (1 - alpha)))
+    return float(np.sort(misfit)[rank - 1]) if rank <= len(misfit) else 1.0
+
+
+def operating_points(
+    malignancy: FloatArray, malignant: npt.NDArray[np.bool_], condition: Condition
+) -> tuple[OperatingPoint, ...]:
+    """Return the thresholds with 95 % sensitivity and with 95 % specificity, with Wilson intervals.
+
+    Args:
+        malignancy: (N,) float32 on calibration lesions.
+        malignant: (N,) bool.
+        condition: where the metadata came from.
+    """
+    if not malignant.any() or malignant.all():
+        return ()
+    sensitive = float(np.quantile(malignancy[malignant], 0.05, method="lower"))
+    specific = float(np.quantile(malignancy[~malignant], 0.95, method="higher"))
+    points = []
+    for name, threshold in (("sensitivity_95", sensitive), ("specificity_95", specific)):
+        called = malignancy >= threshold
+        sensitivity = _share(called[malignant])
+        specificity = _share(~called[~malignant])
+        points.append(
+            OperatingPoint(
+                name=name,
+                condition=condition,
+                threshold=threshold,
+                sensitivity=sensitivity[0],
+                sensitivity_interval=sensitivity[1],
+                specificity=specificity[0],
+                specificity_interval=specificity[1],
+            )
+        )
+    return tuple(points)
+
+
+def _share(right: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, float]]:
+    test = binomtest(int(right.sum()), len(right))
+    low, high = test.proportion_ci(method="wilson")
+    return float(right.mean()), (float(low), float(high))
+
+
+def fit_quality(measurements: Sequence[dict[str, float]], size_px: int) -> QualityThresholds:
+    """Return thresholds that lie clearly outside what the calibration pictures show.
+
+    A picture is refused only where it is worse than nearly all of them by a margin: half the
+    0.5 % quantile for sharpness and contrast, and a tenth of the scale for brightness.
+    """
+    columns = {k: np.array([m[k] for m in measurements]) for k in measurements[0]}
+    low = {name: float(np.quantile(values, 0.005)) for name, values in columns.items()}
+    brightest = float(np.quantile(columns["brightness"], 0.995))
+    return QualityThresholds(
+        min_side_px=min(size_px // 2, int(columns["min_side_px"].min())),
+        sharpness_min=low["sharpness"] / 2,
+        brightness_min=max(0.0, low["brightness"] - 0.1),
+        brightness_max=min(1.0, brightest + 0.1),
+        contrast_min=low["contrast"] / 2,
+    )
+
+
+def fit_novelty(
+    embeddings: FloatArray, label: IntArray, *, explained: float = 0.9, most: int = 64
+) -> NoveltyModel:
+    """Return what the training lesions' features look like.
+
+    Args:
+        embeddings: (N, D) float32 image features.
+        label: (N,) int64.
+        explained: share of the variance that the components keep.
+        most: components at most.
+    """
+    centre = embeddings.mean(0)
+    _, singular, axes = np.linalg.svd(embeddings - centre, full_matrices=False)
+    shares = np.cumsum(singular**2) / np.sum(singular**2)
+    rank = min(most, int(np.searchsorted(shares, explained)) + 1)
+    components = axes[:rank].astype(np.float32)
+    projected = (embeddings - centre) @ components.T
+    leftover = (embeddings - centre) - projected @ components
+    known = np.unique(label)
+    means = np.stack([projected[label == k].mean(0) for k in known])
+    spread = projected - means[np.searchsorted(known, label)]
+    scales = spread.std(0).clip(min=1e-6)
+    return NoveltyModel(
+        centre=centre.astype(np.float32),
+        components=components,
+        scales=scales.astype(np.float32),
+        label_means=(means / scales).astype(np.float32),
+        residual_scale=np.array([max(float(np.sqrt(np.mean(leftover**2))), 1e-6)], np.float32),
+    )

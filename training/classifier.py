@@ -1,0 +1,208 @@
+"""Training the classifier, on features of frozen image towers or together with the image tower.
+
+The classifier sees in training what it sees in service: metadata given in full or in part,
+extrapolated from other groups' lesions, or missing, and now and then a record without an image.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from bundle.fields import FieldSchema, Level, Record
+from bundle.records import EncodedRecords, encode_records
+from training.config import FitSettings
+from training.data import Rows
+from training.features import LEVELS
+from training.heads import Classifier
+from training.model import Slimp
+from training.sampler import PatientBatches
+from training.schedule import warmup_cosine
+
+FloatArray = npt.NDArray[np.float32]
+
+# How often a training row shows each condition; the rest has its metadata missing.
+GIVEN_SHARE = 0.5
+EXTRAPOLATED_SHARE = 0.25
+# Rows of the given condition whose columns are thinned, and those that show no image.
+THINNED_SHARE = 0.5
+NO_IMAGE_SHARE = 0.1
+
+FeatureBatches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class ConditionRecords:
+    """The same N rows' encoded records, as given and as extrapolated, by level."""
+
+    given: dict[Level, EncodedRecords]
+    extrapolated: dict[Level, EncodedRecords]
+
+    @classmethod
+    def of(
+        cls, given: list[Record], extrapolated: list[Record], schema: FieldSchema
+    ) -> "ConditionRecords":
+        def encode(records: list[Record]) -> dict[Level, EncodedRecords]:
+            return {level: encode_records(records, schema.at(level)) for level in LEVELS}
+
+        return cls(encode(given), encode(extrapolated))
+
+    def draw(
+        self, index: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[dict[Level, EncodedRecords], npt.NDArray[np.bool_]]:
+        """Return records under a random condition a row, and (M,) bool: show the image."""
+        fate = rng.random(len(index))
+        given = fate < GIVEN_SHARE
+        extrapolated = ~given & (fate < GIVEN_SHARE + EXTRAPOLATED_SHARE)
+        thinning = np.where(rng.random(len(index)) < THINNED_SHARE, rng.random(len(index)), 0)
+        records: dict[Level, EncodedRecords] = {}
+        for level in LEVELS:
+            own, guessed = self.given[level].rows(index), self.extrapolated[level].rows(index)
+            kept = rng.random(own.present.shape) >= thinning[:, None]
+            present = np.where(given[:, None], own.present & kept, guessed.present)
+            present &= (given | extrapolated)[:, None]
+            values = np.where(given[:, None], own.values, guessed.values)
+            records[level] = EncodedRecords(values.astype(np.float32), present)
+        show = ~(given & (rng.random(len(index)) < NO_IMAGE_SHARE))
+        return records, show
+
+
+def feature_table(embeddings: FloatArray, size: int, seed: int) -> FeatureBatches:
+    """Return epochs of shuffled (M, D) features with their (M,) row numbers.
+
+    Args:
+        embeddings: (N, D) float32.
+        size: rows in a batch.
+        seed: of the order.
+    """
+    table = torch.from_numpy(embeddings)
+    generator = torch.Generator().manual_seed(seed)
+
+    def epoch() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for part in torch.randperm(len(table), generator=generator).split(size):
+            yield table[part], part
+
+    return epoch
+
+
+def tuned_features(
+    towers: Slimp, loader: DataLoader, augment: nn.Module, batches: PatientBatches, precision: str
+) -> FeatureBatches:
+    """Return epochs of (M, D) features of augmented images, with gradients into the tower."""
+    device = next(towers.parameters()).device
+    epochs = itertools.count()
+
+    def epoch() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        batches.start(next(epochs))
+        for images in loader:
+            pixels = augment(images["pixels"].to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                features = towers.image(pixels)
+            yield features.float(), images["index"]
+
+    return epoch
+
+
+def train_classifier(
+    towers: Slimp,
+    classifier: Classifier,
+    batches: FeatureBatches,
+    rows: Rows,
+    records: ConditionRecords,
+    settings: FitSettings,
+    *,
+    tune: bool,
+    steps_per_epoch: int,
+    seed: int,
+    report: Callable[[int, int], None] = lambda step, total: None,
+) -> None:
+    """Train classifier and record towers, and the image tower where the batches carry gradients.
+
+    Args:
+        towers: changed in place.
+        classifier: changed in place.
+        batches: yields an epoch's image features and row numbers.
+        rows: the N training rows; all carry a label.
+        records: their records under each condition.
+        settings: rates and lengths.
+        tune: whether the image tower trains too.
+        steps_per_epoch: batches in an epoch.
+        seed: of the conditions drawn.
+        report: called after each step with step and total.
+    """
+    device = next(towers.parameters()).device
+    total = steps_per_epoch * (settings.tune_epochs if tune else settings.epochs)
+    optimiser = _optimiser(towers, classifier, settings, tune)
+    scheduler = LambdaLR(optimiser, warmup_cosine(total, 0.1))
+    label = torch.from_numpy(rows.label)
+    log_prior = _log_prior(label, classifier.labels).to(device)
+    rng = np.random.default_rng(seed)
+    towers.train()
+    classifier.train()
+    step = 0
+    while step < total:
+        for features, index in batches():
+            drawn, show = records.draw(index.numpy(), rng)
+            logits = classify(towers, classifier, features.to(device), drawn, show)
+            # Balanced logits: the prior is added here and again, refitted, in calibration.
+            loss = cross_entropy(logits + log_prior, label[index].to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            scheduler.step()
+            step += 1
+            report(step, total)
+    towers.eval()
+    classifier.eval()
+
+
+def classify(
+    towers: Slimp,
+    classifier: Classifier,
+    features: torch.Tensor,
+    records: dict[Level, EncodedRecords],
+    show_image: npt.NDArray[np.bool_],
+) -> torch.Tensor:
+    """Return (M, C) logits of (M, D) image features and encoded records."""
+    device = features.device
+    embedded, present = {}, {}
+    for level in LEVELS:
+        tower = towers.records(level)
+        values = torch.from_numpy(records[level].values).to(device)
+        known = torch.from_numpy(records[level].present).to(device)
+        present[level] = known.any(1)
+        embedded[level] = torch.zeros_like(features) if tower is None else tower(values, known)
+    return classifier(
+        features,
+        embedded["lesion"],
+        embedded["patient"],
+        torch.from_numpy(show_image).to(device),
+        present["lesion"],
+        present["patient"],
+    )
+
+
+def _optimiser(towers: Slimp, classifier: Classifier, settings: FitSettings, tune: bool) -> AdamW:
+    towers.requires_grad_(False)
+    groups = [{"params": list(classifier.parameters()), "lr": settings.learning_rate}]
+    for tower in map(towers.records, LEVELS):
+        if tower is not None:
+            tower.requires_grad_(True)
+            groups.append({"params": list(tower.parameters()), "lr": settings.learning_rate / 3})
+    if tune:
+        towers.image.requires_grad_(True)
+        groups.append({"params": list(towers.image.parameters()), "lr": settings.tune_rate})
+    return AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+
+
+def _log_prior(label: torch.Tensor, labels: int) -> torch.Tensor:
+    counts = torch.bincount(label, minlength=labels).clamp(min=1)
+    return (counts / counts.sum()).log()

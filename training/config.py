@@ -1,0 +1,161 @@
+"""Every setting of an experiment, declared once: default, bounds, meaning.
+
+A TOML file names what differs from the defaults; unknown keys are errors. The resolved
+configuration is saved in the run and its hash in the bundle's manifest.
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bundle.errors import InvalidSettings
+from bundle.images import ImageInput
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageSettings(Section):
+    """The image tower."""
+
+    source: str = Field("scratch", description="'scratch', a Hugging Face folder, or a hub id")
+    size_px: Count = Field(224, description="input side")
+    resize_px: Count = Field(224, description="shorter side before the centre crop")
+    readout_block: Count | None = Field(None, description="blocks kept; none keeps all")
+    patch_px: Count = Field(16, description="patch side, from scratch only")
+    width: Count = Field(384, description="embedding width D, from scratch only")
+    blocks: Count = Field(12, description="transformer blocks, from scratch only")
+    heads: Count = Field(6, description="attention heads, from scratch only")
+    drop_path: Share = Field(0.0, description="stochastic depth rate")
+
+    @property
+    def input(self) -> ImageInput:
+        return ImageInput(size_px=self.size_px, resize_px=self.resize_px)
+
+
+class RecordSettings(Section):
+    """The lesion-metadata tower and the patient tower."""
+
+    width: Count = Field(192, description="token width")
+    layers: Count = Field(3, description="pre-norm transformer layers")
+    heads: Count = Field(6, description="attention heads")
+    dropout: Share = Field(0.0, description="dropout inside the layers")
+
+
+class ObjectiveSettings(Section):
+    """The nested contrastive loss (arXiv 2505.23709); values are our choice."""
+
+    lesion_weight: Share = Field(
+        0.5, description="lambda: L = lambda L_lesions + (1 - lambda) L_patient"
+    )
+    temperature: float = Field(0.07, gt=0, description="initial temperature, learned")
+    projection_dim: Count = Field(256, description="width of the contrastive projections")
+    pooling: Literal["mean", "max", "attention"] = Field(
+        "mean", description="how a patient's lesions are aggregated"
+    )
+    column_dropout: Share = Field(0.3, description="chance that a column is hidden in training")
+
+
+class BatchSettings(Section):
+    """A batch is `patients` x at most `lesions` images of one patient each."""
+
+    patients: Count = Field(64, description="patients (lesions where there are no patient ids)")
+    lesions: Count = Field(8, description="images of one patient in a batch, at most")
+    workers: int = Field(0, ge=0, le=64, description="processes that decode images")
+
+
+class OptimiserSettings(Section):
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    epochs: Count = 10
+    learning_rate: float = Field(3e-4, gt=0, description="peak, for new layers")
+    image_rate_scale: float = Field(
+        1.0,
+        ge=0,
+        description="image tower's rate relative to the peak",
+    )
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: Share = Field(0.1, description="share of the steps")
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm limit")
+
+
+class AugmentSettings(Section):
+    """Label-free image augmentation; colour is a sign of disease, so it moves little."""
+
+    min_crop: float = Field(0.7, gt=0, le=1, description="smallest area share of a random crop")
+    flip: bool = Field(True, description="mirror and turn by 90 degrees")
+    rotate_degrees: float = Field(0.0, ge=0, le=180, description="largest free rotation")
+    brightness: Share = 0.15
+    contrast: Share = 0.15
+    saturation: Share = 0.1
+    hue: float = Field(0.02, ge=0, le=0.5)
+
+
+class FitSettings(Section):
+    """Heads on the encoders: classifier, calibration, context model."""
+
+    tune_image: bool = Field(False, description="fine-tune the image tower with the classifier")
+    tune_epochs: Count = Field(4, description="passes over the images while fine-tuning")
+    tune_batch: Count = Field(32, description="images in a batch while fine-tuning")
+    tune_rate: float = Field(1e-4, gt=0, description="peak rate of the image tower")
+    epochs: Count = Field(30, description="passes over the embeddings for the classifier")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    batch: Count = Field(256, description="lesion images in a batch of embeddings")
+    hidden: Count = Field(256, description="width of the classifier's interaction layer")
+    dropout: Share = Field(0.2, description="dropout in the heads")
+    folds: int = Field(3, ge=2, le=10, description="cross-fitting folds for the context model")
+    context_width: Count = Field(64, description="token width of the context model")
+    context_epochs: Count = Field(40, description="passes over the patients")
+    alpha: float = Field(0.1, gt=0, lt=0.5, description="conformal miss rate")
+
+
+class Config(Section):
+    """One experiment."""
+
+    seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast type")
+    checkpoint_steps: Count = Field(200, description="steps between checkpoints")
+    log_steps: Count = Field(10, description="steps between log lines")
+    image: ImageSettings = ImageSettings()
+    record: RecordSettings = RecordSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    batch: BatchSettings = BatchSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    augment: AugmentSettings = AugmentSettings()
+    fit: FitSettings = FitSettings()
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> Self:
+        if self.image.resize_px < self.image.size_px:
+            raise ValueError("image.resize_px must be at least image.size_px")
+        return self
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def read_config(path: Path) -> Config:
+    """Return the configuration of a TOML file.
+
+    Raises:
+        InvalidSettings: no such file, not TOML, an unknown key or a value out of bounds.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidSettings(f"{path}: cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidSettings(f"{path}: not TOML: {error}") from None
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InvalidSettings(f"{path}: {'; '.join(lines)}") from None

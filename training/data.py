@@ -1,0 +1,153 @@
+"""A prepared cohort as arrays and batches for torch.
+
+Records are encoded once and kept; images are read and decoded when a batch asks for them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bundle.fields import FieldSchema, Level, Record
+from bundle.images import ImageInput, decode_image, resize_image
+from bundle.records import EncodedRecords, encode_records, fit_fields
+from cohort.cohort import Cohort
+
+IntArray = npt.NDArray[np.int64]
+Indices = list[int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The N images of some splits of a cohort, without their pixels.
+
+    Attributes:
+        position: (N,) int64, the rows' places in the cohort.
+        image_id: N ids.
+        lesion: (N,) int64, which lesion; numbers of no meaning beyond equality.
+        patient: (N,) int64, which patient, or which lesion where there are no patient ids.
+        group_id: N split groups (patient, else lesion).
+        label: (N,) int64 position in the labels, -1 where there is none.
+        malignant: (N,) int64, 1, 0, or -1 where it is not known.
+        split: (N,) the rows' splits.
+        records: N canonical records of both levels.
+    """
+
+    position: IntArray
+    image_id: list[str]
+    lesion_id: list[str]
+    lesion: IntArray
+    patient: IntArray
+    group_id: list[str]
+    label: IntArray
+    malignant: IntArray
+    split: npt.NDArray[np.str_]
+    records: list[Record]
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def take(self, chosen: npt.ArrayLike) -> "Rows":
+        """Return some rows; `chosen` is (M,) positions or an (N,) bool mask."""
+        index = np.arange(len(self))[np.asarray(chosen)]
+        picked: dict[str, Any] = {
+            name: [value[i] for i in index] if isinstance(value, list) else value[index]
+            for name, value in self.__dict__.items()
+        }
+        return Rows(**picked)
+
+    def encode(self, schema: FieldSchema, level: Level) -> EncodedRecords:
+        return encode_records(self.records, schema.at(level))
+
+
+def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> Rows:
+    """Return the rows of the splits, in the cohort's order.
+
+    Args:
+        cohort: the prepared data set.
+        splits: any of train, val, cal, test.
+        labels: the label vocabulary that numbers the rows' labels; others become -1.
+    """
+    table = cohort.table()
+    keep = np.isin(table["split"].to_numpy(zero_copy_only=False).astype(str), list(splits))
+    table = table.filter(keep)
+    lesion_id: list[str] = table["lesion_id"].to_pylist()
+    patient_id: list[str | None] = table["patient_id"].to_pylist()
+    groups = [lesion if p is None else p for p, lesion in zip(patient_id, lesion_id, strict=True)]
+    number = {label: i for i, label in enumerate(labels)}
+    malignant = [-1 if m is None else int(m) for m in table["malignant"].to_pylist()]
+    position = table["row"].to_numpy().astype(np.int64)
+    return Rows(
+        position=position,
+        image_id=table["image_id"].to_pylist(),
+        lesion_id=lesion_id,
+        lesion=_numbered(lesion_id),
+        patient=_numbered(groups),
+        group_id=groups,
+        label=np.array([number.get(label, -1) for label in table["label"].to_pylist()], np.int64),
+        malignant=np.array(malignant, np.int64),
+        split=table["split"].to_numpy(zero_copy_only=False).astype(str),
+        records=cohort.records(position),
+    )
+
+
+def _numbered(ids: list[str]) -> IntArray:
+    return np.unique(np.array(ids, dtype=str), return_inverse=True)[1].astype(np.int64)
+
+
+def fit_schema(schema: FieldSchema, rows: Rows) -> FieldSchema:
+    """Return the schema with numeric fields standardised on these rows."""
+    return FieldSchema(fields=fit_fields(schema.fields, rows.records))
+
+
+class PixelDataset(Dataset[dict[str, torch.Tensor]]):
+    """Decoded images by row number: "pixels" (H, W, 3) uint8 and "index" () int64."""
+
+    def __init__(self, cohort: Cohort, rows: Rows, spec: ImageInput) -> None:
+        self.cohort = cohort
+        self.position = rows.position
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Indices) -> list[dict[str, torch.Tensor]]:
+        """Read a batch at once, so that neighbours share a read."""
+        files = self.cohort.images([int(self.position[i]) for i in indices])
+        return [
+            {
+                "pixels": torch.from_numpy(resize_image(decode_image(data), self.spec).copy()),
+                "index": torch.tensor(i),
+            }
+            for i, data in zip(indices, files, strict=True)
+        ]
+
+
+def image_loader(
+    cohort: Cohort,
+    rows: Rows,
+    spec: ImageInput,
+    *,
+    batches: Sampler[Indices] | Sequence[Indices],
+    workers: int = 0,
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """Return a loader of "pixels" (N, H, W, 3) uint8 and "index" (N,) int64 row numbers."""
+    return DataLoader(
+        PixelDataset(cohort, rows, spec),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def in_order(count: int, size: int) -> Iterator[Indices]:
+    """Yield the row numbers 0..count-1 in batches of at most `size`."""
+    for start in range(0, count, size):
+        yield list(range(start, min(start + size, count)))

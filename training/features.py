@@ -1,0 +1,112 @@
+"""A cohort through the encoders: image features, record features and classifier logits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.encoder import Encoders
+from bundle.fields import FieldSchema, Level, Record
+from bundle.images import ImageInput, decode_image, prepare_image
+from bundle.quality import measure_quality
+from bundle.records import encode_records
+from cohort.cohort import Cohort
+from training.data import Rows, in_order
+
+FloatArray = npt.NDArray[np.float32]
+Modality = Literal["image", "record", "both"]
+LEVELS: tuple[Level, ...] = ("lesion", "patient")
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What N images gave.
+
+    Attributes:
+        embeddings: (N, D) float32, not normalised.
+        quality: N measurements by name.
+    """
+
+    embeddings: FloatArray
+    quality: list[dict[str, float]]
+
+
+def embed_rows(
+    encoders: Encoders,
+    cohort: Cohort,
+    rows: Rows,
+    spec: ImageInput,
+    *,
+    batch: int = 32,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> ImageFeatures:
+    """Return the image features of the rows, through the preprocessing that serving uses."""
+    embeddings = np.zeros((len(rows), encoders.embedding_dim), np.float32)
+    quality: list[dict[str, float]] = []
+    for part in in_order(len(rows), batch):
+        files = cohort.images([int(rows.position[i]) for i in part])
+        pictures = [decode_image(data) for data in files]
+        pixels = np.stack([prepare_image(picture, spec) for picture in pictures])
+        embeddings[part] = encoders.embed_images(pixels)
+        quality.extend(measure_quality(picture) for picture in pictures)
+        report(part[-1] + 1, len(rows))
+    return ImageFeatures(embeddings, quality)
+
+
+@dataclass(frozen=True)
+class RecordFeatures:
+    """Record features of N rows.
+
+    Attributes:
+        lesion: (N, D) float32.
+        patient: (N, D) float32.
+        lesion_present: (N,) bool, any lesion-level field is present.
+        patient_present: (N,) bool, any patient-level field is present.
+    """
+
+    lesion: FloatArray
+    patient: FloatArray
+    lesion_present: npt.NDArray[np.bool_]
+    patient_present: npt.NDArray[np.bool_]
+
+
+def record_features(
+    encoders: Encoders, records: Sequence[Record], schema: FieldSchema
+) -> RecordFeatures:
+    """Return the record features of N canonical records of both levels."""
+    encoded = {level: encode_records(records, schema.at(level)) for level in LEVELS}
+    return RecordFeatures(
+        lesion=encoders.embed_records(encoded["lesion"], "lesion"),
+        patient=encoders.embed_records(encoded["patient"], "patient"),
+        lesion_present=encoded["lesion"].any_present,
+        patient_present=encoded["patient"].any_present,
+    )
+
+
+def classify_rows(
+    encoders: Encoders,
+    images: FloatArray,
+    records: RecordFeatures,
+    modality: Modality = "both",
+) -> FloatArray:
+    """Return (N, C) float32 logits from the image, the record, or both.
+
+    Args:
+        encoders: the models.
+        images: (N, D) float32 image features.
+        records: the rows' record features.
+        modality: what the classifier may see.
+    """
+    count = len(images)
+    see_image = np.full(count, modality != "record")
+    see_record = modality != "image"
+    return encoders.classify(
+        images,
+        records.lesion,
+        records.patient,
+        image_present=see_image,
+        lesion_present=records.lesion_present & see_record,
+        patient_present=records.patient_present & see_record,
+    )

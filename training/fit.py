@@ -1,0 +1,395 @@
+"""After pre-training: classifier, calibration, novelty, quality and the patient-context model.
+
+Heads train on the train split; everything that decides how far an answer may be trusted is fitted
+on the cal split, which neither encoders nor heads saw.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import save_file
+from torch import nn
+
+from bundle.calibration import (
+    CONDITIONS,
+    Calibration,
+    Condition,
+    Extrapolation,
+    log_odds,
+)
+from bundle.encoder import unit_norm
+from bundle.errors import TrainingError
+from bundle.fields import FieldSchema, Record
+from bundle.images import ImageInput
+from bundle.novelty import NoveltyModel
+from bundle.oddness import MIN_LESIONS, oddness
+from cohort.cohort import Cohort
+from training.augment import Augment
+from training.calibration import fit_condition, fit_novelty, fit_quality, operating_points
+from training.classifier import (
+    ConditionRecords,
+    feature_table,
+    train_classifier,
+    tuned_features,
+)
+from training.config import Config
+from training.context import LesionTable, fit_scale, train_context
+from training.data import Rows, image_loader, load_rows
+from training.encoders import TorchEncoders
+from training.features import classify_rows, embed_rows, record_features
+from training.heads import Classifier, ContextModel
+from training.model import Slimp
+from training.neighbours import Neighbours, fit_extrapolation
+from training.run import (
+    RunInfo,
+    SeenGroups,
+    describe_data,
+    load_towers,
+    read_info,
+    read_run_config,
+    write_json,
+    write_run,
+)
+from training.sampler import PatientBatches
+
+FloatArray = npt.NDArray[np.float32]
+NEIGHBOURS = 15
+# Share of calibration lesions that the novelty threshold calls unlike the training lesions.
+NOVEL_SHARE = 0.005
+Report = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def fit(run: Path, cohort: Cohort, out: Path, *, report: Report = silent) -> RunInfo:
+    """Fit all heads on a pre-trained run and write a complete run that `export` can read.
+
+    Args:
+        run: the pre-trained run; not changed.
+        cohort: a labelled cohort with the run's fields.
+        out: the new run folder.
+        report: called with stage, done and total.
+
+    Raises:
+        TrainingError: the run is unfinished, `out` exists, or a split or label is missing.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise TrainingError(f"{out} exists: name another folder")
+    info, config = read_info(run), read_run_config(run)
+    set_seed(config.seed)
+    fitting = Fitting(load_towers(run), info.record_schema, config, cohort, report)
+    fitting.fit()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copyfile(run / name, out / name)
+    fitting.write(out)
+    seen = SeenGroups.of({*fitting.train.group_id, *fitting.cal.group_id})
+    known = {source.name for source in info.data}
+    data = info.data if cohort.info.name in known else (*info.data, describe_data(cohort))
+    complete = info.model_copy(
+        update={
+            "labels": cohort.info.labels,
+            "malignant_labels": cohort.info.malignant_labels,
+            "seen": (*info.seen, seen),
+            "data": data,
+        }
+    )
+    write_run(out, fitting.towers, complete)
+    return complete
+
+
+@dataclass
+class Part:
+    """One split's features and records under each condition."""
+
+    rows: Rows
+    embeddings: FloatArray
+    quality: list[dict[str, float]]
+    extrapolated: list[Record]
+
+    def records(self, condition: Condition) -> list[Record]:
+        if condition == "given":
+            return self.rows.records
+        empty: Record = {}
+        return self.extrapolated if condition == "extrapolated" else [empty] * len(self.rows)
+
+
+class Fitting:
+    """The steps of `fit` and what they share."""
+
+    def __init__(
+        self, towers: Slimp, schema: FieldSchema, config: Config, cohort: Cohort, report: Report
+    ) -> None:
+        self.towers, self.schema, self.config, self.cohort = towers, schema, config, cohort
+        self.report = report
+        self.labels = cohort.info.labels
+        self.malignant = np.isin(self.labels, cohort.info.malignant_labels)
+        self.train = _labelled(cohort, "train")
+        self.cal = _labelled(cohort, "cal")
+        self.classifier = self._new_classifier()
+        self.context: ContextModel | None = None
+
+    def _new_classifier(self) -> Classifier:
+        settings = self.config.fit
+        return Classifier(
+            self.towers.embedding_dim,
+            len(self.labels),
+            hidden=settings.hidden,
+            dropout=settings.dropout,
+        )
+
+    def fit(self) -> None:
+        """Run every step in order."""
+        train, cal, extrapolation = self._embed()
+        if self.config.fit.tune_image:
+            self._tune(train)
+            train, cal, extrapolation = self._embed()
+        else:
+            self._train_on_features(self.towers, self.classifier, train, np.arange(len(train.rows)))
+        self.novelty = self._fit_novelty(train)
+        self.calibration = self._calibrate(train, cal, extrapolation)
+        if self.cohort.has_patients and self.malignant.any():
+            self.context = self._fit_context(train, cal)
+
+    def _encoders(self) -> TorchEncoders:
+        return TorchEncoders(self.towers, self.classifier, self.context)
+
+    def _embed(self) -> tuple[Part, Part, Extrapolation]:
+        """Return both splits' features, centred on the train split, and extrapolated records."""
+        encoders, spec = self._encoders(), self.config.image.input
+        self.towers.image.centre.zero_()
+        images = {}
+        for name, rows in (("train", self.train), ("cal", self.cal)):
+            images[name] = embed_rows(
+                encoders,
+                self.cohort,
+                rows,
+                spec,
+                report=lambda done, total, name=name: self.report(f"embed {name}", done, total),
+            )
+        centre = images["train"].embeddings.mean(0)
+        self.towers.image.centre.copy_(torch.from_numpy(centre))
+        train, cal = (images[name].embeddings - centre for name in ("train", "cal"))
+        reference = Neighbours(self.train, train)
+        scores, _ = reference.search(self.cal, cal, NEIGHBOURS)
+        settings = fit_extrapolation(scores, neighbours=NEIGHBOURS)
+        parts = [
+            Part(
+                rows,
+                embeddings,
+                images[name].quality,
+                reference.extrapolated(rows, embeddings, self.schema, settings),
+            )
+            for name, rows, embeddings in (("train", self.train, train), ("cal", self.cal, cal))
+        ]
+        return parts[0], parts[1], settings
+
+    def _train_on_features(
+        self, towers: Slimp, classifier: Classifier, part: Part, index: npt.NDArray[np.int64]
+    ) -> None:
+        settings = self.config.fit
+        rows = part.rows.take(index)
+        records = ConditionRecords.of(
+            rows.records, [part.extrapolated[i] for i in index], self.schema
+        )
+        train_classifier(
+            towers,
+            classifier,
+            feature_table(part.embeddings[index], settings.batch, self.config.seed),
+            rows,
+            records,
+            settings,
+            tune=False,
+            steps_per_epoch=-(-len(index) // settings.batch),
+            seed=self.config.seed,
+            report=lambda step, total: self.report("classifier", step, total),
+        )
+
+    def _tune(self, train: Part) -> None:
+        config = self.config
+        batches = PatientBatches(
+            np.arange(len(train.rows)), patients=config.fit.tune_batch, lesions=1, seed=config.seed
+        )
+        side = config.image.resize_px
+        loader = image_loader(
+            self.cohort,
+            train.rows,
+            ImageInput(size_px=side, resize_px=side),
+            batches=batches,
+            workers=config.batch.workers,
+        )
+        augment: nn.Module = Augment(config.augment, config.image.input)
+        train_classifier(
+            self.towers,
+            self.classifier,
+            tuned_features(self.towers, loader, augment, batches, config.precision),
+            train.rows,
+            ConditionRecords.of(train.rows.records, train.extrapolated, self.schema),
+            config.fit,
+            tune=True,
+            steps_per_epoch=len(batches),
+            seed=config.seed,
+            report=lambda step, total: self.report("fine-tune", step, total),
+        )
+
+    def _logits(self, part: Part, condition: Condition) -> FloatArray:
+        encoders = self._encoders()
+        records = record_features(encoders, part.records(condition), self.schema)
+        return classify_rows(encoders, part.embeddings, records)
+
+    def _calibrate(self, train: Part, cal: Part, extrapolation: Extrapolation) -> Calibration:
+        counts = np.bincount(train.rows.label, minlength=len(self.labels))
+        prior = (counts / counts.sum()).astype(np.float32)
+        logits = {condition: self._logits(cal, condition) for condition in CONDITIONS}
+        fitted = {
+            condition: fit_condition(
+                logits[condition], cal.rows.label, prior, alpha=self.config.fit.alpha
+            )
+            for condition in CONDITIONS
+        }
+        calibration = Calibration(
+            conditions=fitted,
+            prevalence={k: float(p) for k, p in zip(self.labels, prior, strict=True)},
+            quality=fit_quality(cal.quality, self.config.image.size_px),
+            novelty_threshold=float(
+                np.quantile(self.novelty.score(cal.embeddings), 1 - NOVEL_SHARE)
+            ),
+            extrapolation=extrapolation,
+            oddness_quantiles=self._oddness(cal),
+        )
+        malignant = self.malignant[cal.rows.label]
+        points = [
+            point
+            for condition in CONDITIONS
+            for point in operating_points(
+                self._malignancy(calibration, logits[condition], condition), malignant, condition
+            )
+        ]
+        return calibration.model_copy(update={"operating_points": tuple(points)})
+
+    def _malignancy(
+        self, calibration: Calibration, logits: FloatArray, condition: Condition
+    ) -> FloatArray:
+        return calibration.probabilities(logits, condition)[:, self.malignant].sum(1)
+
+    def _fit_novelty(self, train: Part) -> NoveltyModel:
+        return fit_novelty(train.embeddings, train.rows.label)
+
+    def _oddness(self, cal: Part) -> tuple[float, ...]:
+        """Return 101 quantiles of how odd calibration patients' benign lesions are."""
+        if not self.cohort.has_patients:
+            return ()
+        values: list[float] = []
+        units = unit_norm(cal.embeddings)
+        benign = ~self.malignant[cal.rows.label]
+        for patient in np.unique(cal.rows.patient):
+            own = cal.rows.patient == patient
+            if own.sum() >= MIN_LESIONS:
+                values.extend(oddness(units[own])[benign[own]].tolist())
+        return tuple(float(q) for q in np.quantile(values, np.linspace(0, 1, 101)))
+
+    def _fit_context(self, train: Part, cal: Part) -> ContextModel:
+        settings = self.config.fit
+        model = ContextModel(
+            self.towers.embedding_dim, width=settings.context_width, dropout=settings.dropout
+        )
+        table = self._lesion_table(train, *self._cross_fitted(train))
+        train_context(
+            model,
+            table,
+            settings,
+            seed=self.config.seed,
+            report=lambda step, total: self.report("context", step, total),
+        )
+        alone = self._alone(self._logits(cal, "given"), "given")
+        held_out = self._lesion_table(cal, alone, alone)
+        encoders = TorchEncoders(self.towers, self.classifier, model)
+        answers = context_answers(encoders, held_out)
+        fit_scale(model, answers, alone, held_out.malignant)
+        return model
+
+    def _alone(self, logits: FloatArray, condition: Condition) -> FloatArray:
+        return log_odds(self._malignancy(self.calibration, logits, condition))
+
+    def _cross_fitted(self, train: Part) -> tuple[FloatArray, FloatArray]:
+        """Return the train lesions' log odds by classifiers that did not see their patients.
+
+        The final classifier knows its training lesions' labels too well to teach the context
+        model what an answer on a new lesion looks like.
+        """
+        fold = np.random.default_rng(self.config.seed).integers(
+            0, self.config.fit.folds, train.rows.patient.max() + 1
+        )[train.rows.patient]
+        given = np.zeros(len(train.rows), np.float32)
+        missing = np.zeros(len(train.rows), np.float32)
+        state = {k: v.clone() for k, v in self.towers.state_dict().items()}
+        final = self.classifier
+        for number in range(self.config.fit.folds):
+            self.classifier = self._new_classifier()
+            self._train_on_features(
+                self.towers, self.classifier, train, np.flatnonzero(fold != number)
+            )
+            out = fold == number
+            given[out] = self._alone(self._logits(train, "given"), "given")[out]
+            missing[out] = self._alone(self._logits(train, "missing"), "missing")[out]
+            self.towers.load_state_dict(state)
+        self.classifier = final
+        return given, missing
+
+    def _lesion_table(self, part: Part, given: FloatArray, missing: FloatArray) -> LesionTable:
+        return LesionTable(
+            image=part.embeddings,
+            records=record_features(self._encoders(), part.rows.records, self.schema),
+            malignancy_logit=given,
+            image_logit=missing,
+            malignant=self.malignant[part.rows.label],
+            patient=part.rows.patient,
+        )
+
+    def write(self, out: Path) -> None:
+        """Write what was fitted."""
+        save_file(_weights(self.classifier), out / "classifier.safetensors")
+        if self.context is not None:
+            save_file(_weights(self.context), out / "context.safetensors")
+        write_json(out / "calibration.json", self.calibration.model_dump(mode="json"))
+        (out / "novelty.npz").write_bytes(self.novelty.to_bytes())
+
+
+def context_answers(encoders: TorchEncoders, table: LesionTable) -> FloatArray:
+    """Return (N,) float32 malignancy log odds of every lesion among its patient's others."""
+    answers = np.zeros(len(table.image), np.float32)
+    for own in table.patients():
+        answers[own] = encoders.context(
+            table.image[own],
+            table.records.lesion[own],
+            lesion_present=table.records.lesion_present[own],
+            malignancy_logit=table.malignancy_logit[own],
+            patient_record=table.records.patient[own[0]],
+            patient_present=bool(table.records.patient_present[own[0]]),
+        )
+    return answers
+
+
+def _labelled(cohort: Cohort, split: str) -> Rows:
+    rows = load_rows(cohort, [split], cohort.info.labels)
+    rows = rows.take(rows.label >= 0)
+    absent = sorted(set(range(len(cohort.info.labels))) - set(rows.label.tolist()))
+    if absent:
+        names = ", ".join(cohort.info.labels[i] for i in absent)
+        raise TrainingError(
+            f"the {split} split has no lesion labelled {names}: fitting needs every label in train "
+            "and cal; prepare the cohort with another --split-seed or fewer labels"
+        )
+    return rows
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.contiguous().cpu() for k, v in module.state_dict().items()}

@@ -1,0 +1,137 @@
+"""What is trained on the encoders' features: the classifier and the patient-context model."""
+
+import torch
+from torch import nn
+
+MODALITIES = 3
+
+
+class Classifier(nn.Module):
+    """Image, lesion-record and patient-record features to logits, any of them absent.
+
+    Each modality votes alone through a linear layer and together through a hidden layer; an absent
+    one is replaced by a learned vector and its own vote falls away. The logits are those of a
+    world where every label is equally frequent: the prior is added afterwards, by calibration
+    (Menon et al., 2021, arXiv 2007.07314).
+    """
+
+    def __init__(self, dim: int, labels: int, *, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.labels = labels
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(MODALITIES))
+        self.votes = nn.ModuleList(nn.Linear(dim, labels) for _ in range(MODALITIES))
+        self.absent = nn.Parameter(torch.zeros(MODALITIES, dim))
+        self.drop = nn.Dropout(dropout)
+        self.joint = nn.Sequential(
+            nn.Linear(MODALITIES * dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, labels),
+        )
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        lesion_record: torch.Tensor,
+        patient_record: torch.Tensor,
+        image_present: torch.Tensor,
+        lesion_present: torch.Tensor,
+        patient_present: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return (N, C) logits.
+
+        Args:
+            image: (N, D) features.
+            lesion_record: (N, D) features.
+            patient_record: (N, D) features.
+            image_present: (N,) bool.
+            lesion_present: (N,) bool.
+            patient_present: (N,) bool.
+        """
+        flags = (image_present, lesion_present, patient_present)
+        features = (image, lesion_record, patient_record)
+        parts, votes = [], []
+        for number, (feature, flag) in enumerate(zip(features, flags, strict=True)):
+            there = flag.unsqueeze(-1)
+            part = self.drop(self.norms[number](feature))
+            parts.append(torch.where(there, part, self.absent[number]))
+            votes.append(torch.where(there, self.votes[number](part), 0))
+        joint: torch.Tensor = self.joint(torch.cat(parts, dim=-1))
+        return joint + torch.stack(votes).sum(0)
+
+
+class ContextModel(nn.Module):
+    """Malignancy of each lesion of one patient, seen among the patient's others.
+
+    The answer is the lesion's own log odds plus a correction from the lesion against the mean of
+    the others and from attention over all of them. With one lesion the correction is exactly 0.
+    The order of the lesions does not matter.
+    """
+
+    gain: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, dim: int, *, width: int, dropout: float) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.lesion = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.patient = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        relative = 2 * width + 4
+        self.token = nn.Sequential(nn.Linear(relative + 2 * width, 2 * width), nn.GELU())
+        self.attend = nn.TransformerEncoderLayer(
+            2 * width, 4, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.correct = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Dropout(dropout), nn.Linear(2 * width, 1)
+        )
+        # Fitted on calibration patients after training; part of the graph.
+        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        lesion_record: torch.Tensor,
+        lesion_present: torch.Tensor,
+        malignancy_logit: torch.Tensor,
+        mask: torch.Tensor,
+        patient_record: torch.Tensor,
+        patient_present: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return (B, L) malignancy log odds in context; anything where the mask is False.
+
+        Args:
+            image: (B, L, D) features.
+            lesion_record: (B, L, D) features.
+            lesion_present: (B, L) bool.
+            malignancy_logit: (B, L) log odds of each lesion alone.
+            mask: (B, L) bool, True for a lesion.
+            patient_record: (B, D) features.
+            patient_present: (B,) bool.
+        """
+        inside = mask.unsqueeze(-1)
+        look = torch.where(inside, self.image(image), 0)
+        odds = torch.where(mask, malignancy_logit, 0).unsqueeze(-1)
+        count = inside.sum(dim=1, keepdim=True)
+        gap = look - mean_of_others(look, count)
+        odd = gap.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+        typical = torch.where(inside, odd, 0).sum(1, keepdim=True) / count
+        odds_gap = odds - mean_of_others(odds, count)
+        relative = torch.cat([look, gap, odd, torch.log(odd / typical + 1e-3), odds, odds_gap], -1)
+        record = torch.where(lesion_present.unsqueeze(-1) & inside, self.lesion(lesion_record), 0)
+        person = torch.where(patient_present.unsqueeze(-1), self.patient(patient_record), 0)
+        person = person.unsqueeze(1).expand(-1, image.shape[1], -1)
+        tokens = self.token(torch.cat([relative, record, person], dim=-1))
+        tokens = self.attend(tokens, src_key_padding_mask=~mask)
+        correction = self.gain * self.correct(tokens).squeeze(-1) + self.offset
+        return malignancy_logit + torch.where(count.squeeze(-1) > 1, correction, 0)
+
+
+def mean_of_others(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return, for each lesion, the mean over the patient's other lesions; 0 for an only one.
+
+    Args:
+        values: (B, L, E), 0 outside the mask.
+        count: (B, 1, 1) lesions of each patient.
+    """
+    return (values.sum(dim=1, keepdim=True) - values) / (count - 1).clamp(min=1)

@@ -1,0 +1,107 @@
+"""The image tower: a vision transformer read out at a chosen block.
+
+Any Hugging Face ViT or DINOv2 checkpoint, or a ViT from scratch. A middle block of a pretrained
+network often transfers best, so the blocks after the readout are not even built.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTConfig, ViTModel
+
+from bundle.errors import InvalidSettings
+from training.config import ImageSettings
+
+FAMILIES = ("vit", "dinov2")
+
+
+class ImageEncoder(nn.Module):
+    """Prepared images to features: the class token after the last kept block, normalised.
+
+    `centre` is what `fit` finds to be the mean feature and takes away: a vision transformer's
+    features share a large common part, which would make every cosine similarity look high.
+    """
+
+    centre: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, width: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.width = width
+        self.register_buffer("centre", torch.zeros(width))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (N, D) features of (N, 3, H, W) prepared images."""
+        tokens: torch.Tensor = self.backbone(pixels).last_hidden_state
+        return tokens[:, 0] - self.centre
+
+
+def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> ImageEncoder:
+    """Return the image tower that the settings describe.
+
+    Args:
+        settings: `source` chooses between scratch and a checkpoint.
+        pretrained: False builds the architecture alone, for weights that are loaded afterwards.
+
+    Raises:
+        InvalidSettings: the checkpoint is of another family or has fewer blocks than the readout.
+    """
+    if settings.source == "scratch":
+        return _from_scratch(settings)
+    config = AutoConfig.from_pretrained(settings.source)
+    if config.model_type not in FAMILIES:
+        raise InvalidSettings(
+            f"image.source: expected a checkpoint of {' or '.join(FAMILIES)}, "
+            f"{settings.source} is {config.model_type}"
+        )
+    blocks = settings.readout_block or config.num_hidden_layers
+    if blocks > config.num_hidden_layers:
+        raise InvalidSettings(
+            f"image.readout_block: {settings.source} has {config.num_hidden_layers} blocks, "
+            f"block {blocks} was asked for"
+        )
+    config.num_hidden_layers = blocks
+    config.drop_path_rate = settings.drop_path
+    options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    if pretrained:
+        backbone = AutoModel.from_pretrained(settings.source, config=config, **options)
+    else:
+        backbone = AutoModel.from_config(config, **options)
+    _set_input_size(backbone, settings.size_px)
+    _reset_readout(backbone)
+    return ImageEncoder(backbone, config.hidden_size)
+
+
+def _from_scratch(settings: ImageSettings) -> ImageEncoder:
+    config = ViTConfig(
+        hidden_size=settings.width,
+        num_hidden_layers=settings.readout_block or settings.blocks,
+        num_attention_heads=settings.heads,
+        intermediate_size=4 * settings.width,
+        image_size=settings.size_px,
+        patch_size=settings.patch_px,
+    )
+    return ImageEncoder(ViTModel(config, add_pooling_layer=False), settings.width)
+
+
+def _set_input_size(backbone: PreTrainedModel, size_px: int) -> None:
+    """Interpolate the position table once, so that the graph holds it as a constant."""
+    patch_px = backbone.config.patch_size
+    if size_px % patch_px:
+        raise InvalidSettings(
+            f"image.size_px: expected a multiple of the patch side {patch_px}, got {size_px}"
+        )
+    table: torch.Tensor = backbone.embeddings.position_embeddings.data
+    side, old = size_px // patch_px, round((table.shape[1] - 1) ** 0.5)
+    grid = table[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(
+        grid, size=(side, side), mode="bicubic", align_corners=False, antialias=side < old
+    )
+    patches = resized.permute(0, 2, 3, 1).reshape(1, side * side, -1)
+    backbone.embeddings.position_embeddings = nn.Parameter(torch.cat([table[:, :1], patches], 1))
+    backbone.config.image_size = size_px
+    backbone.embeddings.patch_embeddings.image_size = (size_px, size_px)
+
+
+def _reset_readout(backbone: PreTrainedModel) -> None:
+    """Give the readout a norm of its own: the checkpoint's belongs to its last block."""
+    backbone.layernorm = nn.LayerNorm(backbone.config.hidden_size, backbone.config.layer_norm_eps)

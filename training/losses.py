@@ -1,0 +1,71 @@
+"""The nested contrastive loss, L = lambda L_lesions + (1 - lambda) L_patient (arXiv 2505.23709).
+
+Both terms are symmetric InfoNCE (van den Oord et al., 2018, arXiv 1807.03748). Pairs that are not
+negatives are masked: images of one lesion, lesions or patients with identical records.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One contrastive term.
+
+    Attributes:
+        loss: () mean over the anchors that take part; 0 where none does.
+        negatives: mean number of negatives an anchor had.
+        accuracy: share of anchors whose own partner is the most similar.
+    """
+
+    loss: torch.Tensor
+    negatives: float
+    accuracy: float
+
+
+def info_nce(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    excluded: torch.Tensor,
+    valid: torch.Tensor,
+) -> Contrast:
+    """Return the symmetric InfoNCE of N pairs.
+
+    Args:
+        first: (N, E) unit rows.
+        second: (N, E) unit rows; row i is the partner of row i of `first`.
+        scale: () inverse temperature.
+        excluded: (N, N) bool, pairs that are neither positive nor negative; its diagonal is
+            ignored.
+        valid: (N,) bool, pairs that take part, as anchors and as negatives.
+    """
+    first, second = first[valid], second[valid]
+    own = torch.eye(len(first), dtype=torch.bool, device=first.device)
+    hidden = excluded[valid][:, valid] & ~own
+    if len(first) < 2:
+        return Contrast((first.sum() + second.sum()) * 0, 0.0, 0.0)
+    logits = (scale * first @ second.T).float()
+    target = torch.arange(len(first), device=first.device)
+    rows = logits.masked_fill(hidden, -torch.inf)
+    columns = logits.T.masked_fill(hidden.T, -torch.inf)
+    loss = (cross_entropy(rows, target) + cross_entropy(columns, target)) / 2
+    negatives = (~hidden).sum().item() / len(first) - 1
+    accuracy = (rows.argmax(1) == target).float().mean().item()
+    return Contrast(loss, negatives, accuracy)
+
+
+def identical_rows(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Return (N, N) bool: rows whose present columns and values are all the same.
+
+    Args:
+        values: (N, F); what a missing column holds does not matter.
+        present: (N, F) bool.
+    """
+    known = torch.where(present, values, 0)
+    same_value = (known[:, None] == known[None]).all(-1)
+    same_pattern = (present[:, None] == present[None]).all(-1)
+    return same_value & same_pattern

@@ -1,0 +1,112 @@
+"""Metadata extrapolated from visually similar lesions, for every row of a cohort.
+
+The same vote as in service (`index.extrapolation`), with the same exclusion: never the lesion's or
+the patient's own records.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from index.extrapolation import extrapolate
+
+from bundle.calibration import Extrapolation
+from bundle.encoder import unit_norm
+from bundle.fields import FieldSchema, Record
+from index.catalogue import Hit
+from training.data import Rows
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Neighbours:
+    """The lesions of some rows as a reference for others' missing metadata."""
+
+    def __init__(self, rows: Rows, embeddings: FloatArray) -> None:
+        """Keep one vector a lesion, the mean over its images, as the catalogue does.
+
+        Args:
+            rows: the reference rows.
+            embeddings: (N, D) float32 image features of the rows.
+        """
+        _, first, inverse = np.unique(rows.lesion, return_index=True, return_inverse=True)
+        sums = np.zeros((len(first), embeddings.shape[1]), np.float64)
+        np.add.at(sums, inverse, embeddings)
+        means = sums / np.bincount(inverse)[:, None]
+        self.directions = unit_norm(means.astype(np.float32))
+        self.rows = rows.take(first)
+        self.group = np.array(self.rows.group_id)
+
+    def search(
+        self, rows: Rows, embeddings: FloatArray, count: int
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Return (N, K) float32 similarities and (N, K) int64 reference positions, best first.
+
+        Lesions of the row's own group are left out; K is at most `count`.
+        """
+        similarities = unit_norm(embeddings) @ self.directions.T
+        own = np.array(rows.group_id)[:, None] == self.group[None, :]
+        similarities[own] = -np.inf
+        count = min(count, similarities.shape[1])
+        nearest = np.argpartition(-similarities, count - 1, axis=1)[:, :count]
+        scores = np.take_along_axis(similarities, nearest, axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        ordered = np.take_along_axis(scores, order, axis=1)
+        return ordered, np.take_along_axis(nearest, order, axis=1)
+
+    def extrapolated(
+        self,
+        rows: Rows,
+        embeddings: FloatArray,
+        schema: FieldSchema,
+        settings: Extrapolation,
+        *,
+        batch: int = 1024,
+    ) -> list[Record]:
+        """Return N records made of neighbours' values alone; a field they leave open is missing."""
+        records: list[Record] = []
+        for start in range(0, len(rows), batch):
+            part = rows.take(np.arange(start, min(start + batch, len(rows))))
+            scores, nearest = self.search(
+                part, embeddings[start : start + batch], settings.neighbours
+            )
+            for row_scores, row_nearest in zip(scores, nearest, strict=True):
+                hits = self._hits(row_scores, row_nearest)
+                answers = extrapolate(hits, schema.fields, settings)
+                records.append({name: answer.value for name, answer in answers.items()})
+        return records
+
+    def _hits(self, scores: FloatArray, nearest: npt.NDArray[np.int64]) -> Sequence[Hit]:
+        return [
+            Hit(
+                lesion_id=self.rows.lesion_id[i],
+                score=float(score),
+                label=None,
+                malignant=None,
+                record=self.rows.records[i],
+                source="train",
+                patient_id=None,
+                has_thumbnail=False,
+            )
+            for score, i in zip(scores, nearest, strict=True)
+            if np.isfinite(score)
+        ]
+
+
+def fit_extrapolation(
+    scores: FloatArray, *, neighbours: int, min_support: int = 3, quantile: float = 0.02
+) -> Extrapolation:
+    """Return the settings under which all but the farthest calibration lesions get an answer.
+
+    Args:
+        scores: (N, K) float32 similarities of calibration lesions, which no encoder saw, to their
+            nearest reference lesions, best first.
+        neighbours: how many are asked.
+        min_support: neighbours that must have the field.
+        quantile: share of calibration lesions whose neighbours are called too far.
+    """
+    reach = scores[:, min(min_support, scores.shape[1]) - 1]
+    farthest = float(np.quantile(reach, quantile))
+    return Extrapolation(
+        neighbours=neighbours, min_support=min_support, min_similarity=max(-1.0, farthest)
+    )

@@ -1,0 +1,286 @@
+"""Pre-training: batches in, encoders out, resumable at any checkpoint."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
+
+from bundle.errors import TrainingError
+from bundle.fields import FieldSchema
+from bundle.images import ImageInput
+from cohort.cohort import Cohort
+from training.augment import Augment
+from training.config import Config
+from training.data import Rows, fit_schema, image_loader, load_rows
+from training.losses import Contrast
+from training.model import Batch, Slimp
+from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
+from training.sampler import PatientBatches
+from training.schedule import build_optimiser, warmup_cosine
+
+# Fewer negatives than this teach little; the log says so.
+FEW_NEGATIVES = 16
+
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+
+
+def silent(step: int, total: int, metrics: dict[str, float]) -> None:
+    """Report nothing."""
+
+
+def pretrain(
+    cohort: Cohort,
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    report: Report = silent,
+) -> RunInfo:
+    """Pre-train SLIMP encoders on a cohort's train split and write the run.
+
+    No label takes part. A cohort without patient ids trains with the outer loss off and its run is
+    named `lesion`.
+
+    Args:
+        cohort: the prepared data set.
+        config: the experiment.
+        out: the run folder.
+        resume: go on from the folder's last checkpoint.
+        report: called after each step with step, total and the step's metrics.
+
+    Raises:
+        TrainingError: the folder holds another run, or there is nothing to train on.
+    """
+    _open_run(out, config, resume)
+    set_seed(config.seed)
+    rows = load_rows(cohort, ["train"], cohort.info.labels)
+    if not len(rows):
+        raise TrainingError("the cohort's train split is empty: prepare it again")
+    schema = fit_schema(cohort.schema, rows)
+    trainer = Trainer(cohort, rows, schema, config, out)
+    if resume:
+        trainer.load_state()
+    trainer.run(report)
+    seen = SeenGroups.of(set(rows.group_id))
+    info = RunInfo(
+        objective=trainer.objective,
+        record_schema=schema,
+        labels=cohort.info.labels,
+        malignant_labels=cohort.info.malignant_labels,
+        embedding_dim=trainer.model.embedding_dim,
+        data=(describe_data(cohort),),
+        seen=(seen,),
+        split_recipe=f"{'patient' if cohort.has_patients else 'lesion'} groups, "
+        f"seed {cohort.info.split_seed}",
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
+        seconds=round(trainer.progress.seconds, 1),
+    )
+    write_run(out, trainer.model, info)
+    return info
+
+
+def _open_run(out: Path, config: Config, resume: bool) -> None:
+    stored = out / "config.json"
+    if resume:
+        if not stored.is_file():
+            raise TrainingError(f"{out}: nothing to resume; leave --resume out")
+        if Config.model_validate_json(stored.read_bytes()) != config:
+            raise TrainingError(f"{out} was started with another configuration: it cannot resume")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise TrainingError(f"{out} exists: name another folder, or go on with --resume")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(stored, config.model_dump(mode="json"))
+
+
+class Trainer:
+    """One pre-training run: model, optimiser, batches and where it stands."""
+
+    def __init__(
+        self, cohort: Cohort, rows: Rows, schema: FieldSchema, config: Config, out: Path
+    ) -> None:
+        self.config, self.out = config, out
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            step_scheduler_with_optimizer=False,
+        )
+        if self.accelerator.num_processes > 1:
+            raise TrainingError("pre-training runs in one process: start it without a launcher")
+        self.nested = cohort.has_patients and bool(schema.at("patient"))
+        self.lesion_weight = config.objective.lesion_weight if self.nested else 1.0
+        model = Slimp(config, schema)
+        optimiser = build_optimiser(model, config.optimiser)
+        self.batches = PatientBatches(
+            rows.patient,
+            patients=config.batch.patients,
+            lesions=config.batch.lesions,
+            seed=config.seed,
+        )
+        self.total = self._count_steps()
+        scheduler = LambdaLR(optimiser, warmup_cosine(self.total, config.optimiser.warmup))
+        self.model, self.optimiser, self.scheduler = self.accelerator.prepare(
+            model, optimiser, scheduler
+        )
+        self.records = RecordBatches(rows, schema, config.objective.column_dropout)
+        self.augment = Augment(config.augment, config.image.input).to(self.accelerator.device)
+        side = config.image.resize_px
+        square = ImageInput(size_px=side, resize_px=side)
+        self.loader = image_loader(
+            cohort, rows, square, batches=self.batches, workers=config.batch.workers
+        )
+        self.progress = Progress()
+
+    @property
+    def objective(self) -> str:
+        return "nested" if self.nested else "lesion"
+
+    def _count_steps(self) -> int:
+        total = 0
+        for epoch in range(self.config.optimiser.epochs):
+            self.batches.start(epoch)
+            total += len(self.batches)
+        return total
+
+    def run(self, report: Report) -> None:
+        """Train to the end, logging and checkpointing on the way."""
+        self.model.train()
+        writer = SummaryWriter(self.out / "tensorboard")
+        with (self.out / "metrics.jsonl").open("a") as log:
+            for metrics in self._steps():
+                step = self.progress.step
+                report(step, self.total, metrics)
+                if step % self.config.log_steps == 0 or step == self.total:
+                    log.write(json.dumps({"step": step, **metrics}) + "\n")
+                    log.flush()
+                    for name, value in metrics.items():
+                        writer.add_scalar(name, value, step)
+                if step % self.config.checkpoint_steps == 0:
+                    self.save_state()
+        writer.close()
+
+    def _steps(self) -> Iterator[dict[str, float]]:
+        while self.progress.epoch < self.config.optimiser.epochs:
+            self.batches.start(self.progress.epoch, self.progress.batch)
+            mark = time.perf_counter()
+            for images in self.loader:
+                waited = time.perf_counter() - mark
+                metrics = self._step(images)
+                spent = time.perf_counter() - mark
+                self.progress.step += 1
+                self.progress.batch += 1
+                self.progress.seconds += spent
+                metrics["images_per_second"] = len(images["index"]) / spent
+                metrics["data_wait_share"] = waited / spent
+                yield metrics
+                mark = time.perf_counter()
+            self.progress.epoch += 1
+            self.progress.batch = 0
+
+    def _step(self, images: dict[str, torch.Tensor]) -> dict[str, float]:
+        device = self.accelerator.device
+        batch = {k: v.to(device) for k, v in self.records.batch(images["index"]).items()}
+        batch["pixels"] = self.augment(images["pixels"].to(device))
+        with self.accelerator.autocast():
+            terms = self.model(batch)
+        loss = self._total_loss(terms)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.config.optimiser.clip_norm
+        )
+        self.optimiser.step()
+        self.scheduler.step()
+        self.optimiser.zero_grad()
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is {loss.item()} at step {self.progress.step + 1}")
+        return self._metrics(loss, terms, float(norm))
+
+    def _total_loss(self, terms: dict[str, Contrast]) -> torch.Tensor:
+        weights = {"lesion": self.lesion_weight, "patient": 1 - self.lesion_weight}
+        parts = [weights[name] * term.loss for name, term in terms.items()]
+        return torch.stack(parts).sum()
+
+    def _metrics(
+        self, loss: torch.Tensor, terms: dict[str, Contrast], norm: float
+    ) -> dict[str, float]:
+        metrics = {"loss": loss.item(), "gradient_norm": norm}
+        metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+        for name, term in terms.items():
+            metrics[f"{name}_loss"] = term.loss.item()
+            metrics[f"{name}_accuracy"] = term.accuracy
+            metrics[f"{name}_negatives"] = term.negatives
+        return metrics
+
+    def save_state(self) -> None:
+        """Write everything that an exact resume needs."""
+        folder = self.out / "state"
+        self.accelerator.save_state(str(folder), safe_serialization=True)
+        write_json(folder / "progress.json", self.progress.__dict__)
+
+    def load_state(self) -> None:
+        """Go back to the last checkpoint.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        folder = self.out / "state"
+        if not (folder / "progress.json").is_file():
+            raise TrainingError(f"{self.out}: no checkpoint was written yet; start again")
+        self.accelerator.load_state(str(folder))
+        self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+class RecordBatches:
+    """Encoded records of a batch, before and after column dropout."""
+
+    def __init__(self, rows: Rows, schema: FieldSchema, column_dropout: float) -> None:
+        self.lesion = rows.lesion
+        self.patient = rows.patient
+        self.encoded = {
+            level: rows.encode(schema, level) for level in ("lesion", "patient") if schema.at(level)
+        }
+        self.column_dropout = column_dropout
+
+    def batch(self, index: torch.Tensor) -> Batch:
+        """Return the arrays that `Slimp.forward` names, without the pixels.
+
+        Args:
+            index: (N,) int64 row numbers, rows of one patient together.
+        """
+        chosen = index.numpy()
+        slot, first = _slots(torch.from_numpy(self.patient[chosen]))
+        batch: Batch = {"lesion_group": torch.from_numpy(self.lesion[chosen]), "slot": slot}
+        for level, encoded in self.encoded.items():
+            # A patient's record is the same in all its rows: the first stands for it.
+            part = encoded.rows(chosen if level == "lesion" else chosen[first.numpy()])
+            values, present = torch.from_numpy(part.values), torch.from_numpy(part.present)
+            kept = present & (torch.rand(present.shape) >= self.column_dropout)
+            batch[f"raw_{level}_values"], batch[f"raw_{level}_present"] = values, present
+            batch[f"{level}_values"], batch[f"{level}_present"] = values, kept
+        return batch
+
+
+def _slots(patient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (N, 2) (patient, place) of each row and (P,) the first row of each patient."""
+    new = torch.ones(len(patient), dtype=torch.bool)
+    new[1:] = patient[1:] != patient[:-1]
+    number = new.cumsum(0) - 1
+    first = new.nonzero()[:, 0]
+    place = torch.arange(len(patient)) - first[number]
+    return torch.stack([number, place], dim=1), first
