@@ -2,6 +2,7 @@
 
 Read in this order: `errors`, `fields` (metadata schema), `records` (metadata to arrays), `images`
 (bytes to arrays), `quality` and `novelty` (may this picture be judged at all), `calibration`
-(logits to probabilities), `manifest` and `store` (the folder that is served), `encoder` (its ONNX
-graphs), `golden` (proof at start that they answer as they did when packed).
+(logits to probabilities), `oddness` (a lesion against the patient's others), `manifest` and `store`
+(the folder that is served), `arrays` (its archives), `encoder` (its ONNX graphs), `golden` (proof
+at start that they answer as they did when packed).
 """

@@ -47,9 +47,17 @@ def read_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
     except READ_ERRORS as error:
-        raise CorruptBundle(
-            f"{name}: expected an archive of arrays, got what NumPy cannot read "
-            f"({type(error).__name__}): copy or export the bundle again"
-        ) from None
+        raise _unreadable(name, type(error).__name__) from None
+    # NumPy hands a member that is no array over as its raw bytes.
+    if odd := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise _unreadable(name, f"{odd[0]!r} is no array")
+    return arrays
+
+
+def _unreadable(name: str, reason: str) -> CorruptBundle:
+    return CorruptBundle(
+        f"{name}: expected an archive of arrays, got what NumPy cannot read ({reason}): "
+        "copy or export the bundle again"
+    )

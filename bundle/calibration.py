@@ -141,7 +141,7 @@ def shift_odds(malignancy: float, *, trained: float, site: float) -> float:
         InvalidSettings: a prevalence is not inside (0, 1), so that its odds mean nothing.
     """
     odds = malignancy * _prior_odds_ratio(trained, site)
-    return odds / (odds + 1 - malignancy)
+    return odds / (odds + (1 - malignancy))
 
 
 def _prior_odds_ratio(trained: float, site: float) -> float:

@@ -143,13 +143,13 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         if plain.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
             plain = plain.convert("RGB")
         mode = "RGBA" if plain.mode == "RGBA" else "RGB"
-        converted = ImageCms.profileToProfile(plain, source, SRGB, outputMode=mode)
+        transform = ImageCms.buildTransform(source, SRGB, plain.mode, mode)
     except (ImageCms.PyCMSError, OSError):
         raise InvalidImage(
             "the embedded colour profile cannot be read, so the colours are not known: "
             "export the image in sRGB"
         ) from None
-    return plain if converted is None else converted
+    return transform.apply(plain)
 
 
 def _to_plain_mode(image: Image.Image) -> Image.Image:

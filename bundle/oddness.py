@@ -23,10 +23,16 @@ def oddness(directions: FloatArray) -> FloatArray:
     """
     distances = 1 - directions @ directions.T
     others = distances[~np.eye(len(directions), dtype=bool)].reshape(len(directions), -1)
-    return np.median(others, axis=1).astype(np.float32)
+    median: FloatArray = np.median(others, axis=1).astype(np.float32)
+    return median
 
 
 def percentile(value: float, reference: npt.ArrayLike) -> float:
-    """Return the share of the reference below the value, ties counted half, in [0, 1]."""
+    """Return the share of the reference below the value, ties counted half, in [0, 1].
+
+    Args:
+        value: as `oddness` gives it.
+        reference: (M,) oddness of reference lesions, M at least 1, in any order.
+    """
     known = np.asarray(reference, np.float64)
     return float(np.mean(known < value) + np.mean(known == value) / 2)

@@ -6,6 +6,7 @@ Only headers are read here; decoding is `bundle/images.py`.
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -100,21 +101,23 @@ class Hdf5Images:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._opened: Any = None
 
-    @property
+    @cached_property
     def _file(self) -> Any:
-        if self._opened is None:
-            self._opened = h5py.File(self._path, "r")
-        return self._opened
+        return h5py.File(self._path, "r")
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        # Listing the keys once is far quicker than asking the file for each of 400,000.
+        return frozenset(self._file)
 
     def has(self, key: str) -> bool:
-        return bool(key) and key in self._file
+        return key in self._keys
 
     def read(self, key: str) -> bytes:
-        stored = self._file.get(key) if key else None
-        if stored is None:
+        if not self.has(key):
             raise FileNotFoundError(key)
+        stored = self._file[key]
         if not isinstance(stored, h5py.Dataset):
             raise OSError(f"{key}: expected a byte string, got a group")
         value = stored[()]

@@ -26,7 +26,7 @@ COLUMNS = {
     "diameter_1": "diameter_mm",
     "diameter_2": "diameter_2_mm",
 }
-# Every column of the table that is no input. `biopsed` is refused: it is true for all cancers.
+# Ids and label. `biopsed` is never read: it is true for all cancers.
 OTHER_COLUMNS = ("patient_id", "lesion_id", "diagnostic", "img_id")
 
 # Where the parents' families come from, as the table has it; Pomerania is kept beside Germany.

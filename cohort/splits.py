@@ -28,7 +28,8 @@ def assign_splits(
     Groups are stratified by their rarest label (the one that fewest groups carry). Each stratum
     gives every split its share rounded down, and the groups left over go to the splits that are
     furthest below their share over all strata so far, at most one each. So each stratum is within
-    one group of its shares, the whole as well, and a stratum of 10 groups reaches every split.
+    one group of its shares, the whole stays close to them however many strata are small, and a
+    stratum of 10 groups reaches every split.
 
     Args:
         groups: each group once or more, with one of its labels each time; None is unlabelled.

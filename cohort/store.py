@@ -1,7 +1,7 @@
 """Writing a prepared cohort: `cohort.json` beside Parquet shards, whole or not at all."""
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from bundle.errors import BundleError, CohortError
@@ -31,6 +31,7 @@ def prepare(
     out: Path,
     *,
     split_seed: int = 0,
+    fractions: Mapping[Split, float] = FRACTIONS,
     progress: Callable[[int], None] | None = None,
 ) -> CohortInfo:
     """Write the source as a cohort folder and return what its `cohort.json` says.
@@ -41,6 +42,7 @@ def prepare(
         source: the opened data set; its rows are read once, in order.
         out: a folder that does not exist yet or is empty.
         split_seed: which of the possible splits by group.
+        fractions: share of the groups in each split.
         progress: called with the number of rows read so far, now and then and at the end.
 
     Raises:
@@ -48,7 +50,7 @@ def prepare(
         CohortError: `out` is taken, no row can be used, or the source contradicts itself.
     """
     _check_fields(source)
-    splits = assign_splits(source.groups(), seed=split_seed)
+    splits = assign_splits(source.groups(), seed=split_seed, fractions=fractions)
     report = progress or _report_nothing
     try:
         with staged_folder(out) as stage:

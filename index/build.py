@@ -1,4 +1,4 @@
-"""A prepared cohort to a catalogue: decode, embed, pool, keep; in chunks, so that memory is flat."""
+"""A prepared cohort to a catalogue, in chunks, so that memory is flat."""
 
 import io
 from collections.abc import Callable, Collection, Iterator, Sequence

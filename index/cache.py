@@ -51,10 +51,10 @@ def write_cache(
     """
     staged = folder / f"{VECTORS}.part"
     index.save(staged)
-    _sync(staged)
+    sync(staged)
     description = CacheDescription(
         revision=revision,
-        sha256=_digest(staged),
+        sha256=digest(staged),
         bytes=staged.stat().st_size,
         bundle_id=bundle_id,
         variant=variant,
@@ -62,13 +62,13 @@ def write_cache(
     )
     staged_description = folder / f"{DESCRIPTION}.part"
     staged_description.write_text(description.model_dump_json(indent=1) + "\n", "utf-8")
-    _sync(staged_description)
+    sync(staged_description)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    _sync(folder)
+    sync(folder)
     staged.rename(folder / VECTORS)
-    _sync(folder)
+    sync(folder)
     staged_description.rename(folder / DESCRIPTION)
-    _sync(folder)
+    sync(folder)
 
 
 def describe_cache(folder: Path) -> CacheDescription | None:
@@ -98,7 +98,7 @@ def load_cache(folder: Path, description: CacheDescription) -> FlatIndex:
     if size != description.bytes:
         got = "the file is missing" if size is None else f"got {size}"
         raise CorruptCatalogue(f"{path}: expected {description.bytes} bytes, {got}: {REMEDY}")
-    if _digest(path) != description.sha256:
+    if digest(path) != description.sha256:
         raise CorruptCatalogue(f"{path}: its SHA-256 is not the expected one: {REMEDY}")
     index = FlatIndex.load(path)
     if index.dim != description.dim:
@@ -108,12 +108,14 @@ def load_cache(folder: Path, description: CacheDescription) -> FlatIndex:
     return index
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -38,9 +38,11 @@ class OneOf:
             return select(Lesion.pk).where(Lesion.label.in_(self.values))
         if self.name == "malignant":
             return select(Lesion.pk).where(Lesion.malignant.in_(self.values))
-        column = FieldValue.text if self.kind == "categorical" else FieldValue.number
-        chosen = FieldValue.name == self.name, column.in_(self.values)
-        return select(FieldValue.lesion_pk).where(*chosen)
+        if self.kind == "categorical":
+            has_value = FieldValue.text.in_(self.values)
+        else:
+            has_value = FieldValue.number.in_([float(value) for value in self.values])
+        return select(FieldValue.lesion_pk).where(FieldValue.name == self.name, has_value)
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,29 @@ def parse_filter(raw: Mapping[str, object], schema: FieldSchema, labels: tuple[s
         InvalidFilter: anything else that cannot be read, with what was expected.
     """
     if not isinstance(raw, Mapping):
-        raise InvalidFilter(
-            f"filter: expected an object of field to condition, got {reprlib.repr(raw)}"
-        )
+        raise InvalidFilter(f"filter: expected an object of field to condition, got {_shown(raw)}")
     conditions: dict[str, OneOf | Range] = {}
     for name, wanted in raw.items():
-        condition = _labels(wanted, labels) if _word(name) == "label" else None
-        if condition is None:
-            field = MALIGNANT if _word(name) == "malignant" else schema.resolve(str(name))
-            condition = _condition(field, wanted)
+        condition = _named(str(name), wanted, schema, labels)
         if condition.name in conditions:
             raise InvalidFilter(f"{condition.name}: expected one condition, got two")
         conditions[condition.name] = condition
     return Filter(tuple(conditions.values()))
+
+
+def _named(
+    name: str, wanted: object, schema: FieldSchema, labels: tuple[str, ...]
+) -> OneOf | Range:
+    if _word(name) == "label":
+        return _labels(wanted, labels)
+    if _word(name) == "malignant":
+        return _condition(MALIGNANT, wanted)
+    return _condition(schema.resolve(name), wanted)
+
+
+def _shown(raw: object) -> str:
+    """Return what a caller wrote, short whatever it is."""
+    return reprlib.repr(raw)
 
 
 def _word(name: object) -> str:
@@ -109,7 +121,7 @@ def _labels(wanted: object, labels: tuple[str, ...]) -> OneOf:
     for raw in alternatives:
         if _word(raw) not in known:
             raise InvalidFilter(
-                f"label: expected one of {', '.join(labels) or 'none'}, got {reprlib.repr(raw)}"
+                f"label: expected one of {', '.join(labels) or 'none'}, got {_shown(raw)}"
             )
     return OneOf("label", "categorical", tuple(known[_word(raw)] for raw in alternatives))
 
@@ -138,7 +150,7 @@ def _range(field: Field, wanted: Mapping[str, object]) -> Range:
         )
     if not wanted or set(wanted) - BOUNDS.keys():
         raise InvalidFilter(
-            f"{field.name}: expected a range with {', '.join(BOUNDS)}, got {reprlib.repr(wanted)}"
+            f"{field.name}: expected a range with {', '.join(BOUNDS)}, got {_shown(wanted)}"
         )
     bounds = {bound: float(_value(field, limit)) for bound, limit in wanted.items()}
     if {"gte", "gt"} <= bounds.keys() or {"lte", "lt"} <= bounds.keys():
@@ -159,6 +171,6 @@ def _value(field: Field, raw: object) -> float | str | bool:
         raise InvalidFilter(str(error)) from None
     if value is None:
         raise InvalidFilter(
-            f"{field.name}: expected a value, got {reprlib.repr(raw)}: a filter cannot ask for what is missing"
+            f"{field.name}: expected a value, got {_shown(raw)}: missing values cannot be asked for"
         )
     return value

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bundle.errors import CatalogueError, CorruptCatalogue, StaleCatalogue
-from bundle.fields import Field, Record, Value
+from bundle.fields import Field, Record
 from index.lesions import CatalogueLesion, Hit, StoredLesion
 from index.tables import FieldValue, Lesion, LesionImage, Thumbnail
 from index.vectors import Neighbours
@@ -116,10 +116,10 @@ def _lesion_row(
     }
 
 
-def _value_row(pk: int, name: str, value: Value) -> dict[str, Any]:
+def _value_row(pk: int, name: str, value: float | str | bool) -> dict[str, Any]:
     if isinstance(value, str):
         return {"lesion_pk": pk, "name": name, "number": None, "text": value}
-    return {"lesion_pk": pk, "name": name, "number": value, "text": None}
+    return {"lesion_pk": pk, "name": name, "number": float(value), "text": None}
 
 
 def ids_where(

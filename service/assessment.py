@@ -133,16 +133,20 @@ def assess(
         prediction_set=tuple(models.labels[i] for i in prediction_set(trained, conformal)),
         quality=pictures.quality,
         metadata=metadata.entries,
-        warnings=(*pictures.warnings, *prevalence_warnings(site)),
+        warnings=(*pictures.warnings, *standing_warnings(models, site)),
     )
 
 
-def prevalence_warnings(site: float | None) -> tuple[AnswerWarning, ...]:
-    """Return what a reader must know where the site's prevalence is applied."""
-    if site is None:
-        return ()
-    message = (
-        f"probabilities are shifted to the site's prevalence of {site:g}; the prediction set holds "
-        "at the training prevalence"
-    )
-    return (AnswerWarning(field=None, code="prevalence_shifted", message=message),)
+def standing_warnings(models: Models, site: float | None) -> tuple[AnswerWarning, ...]:
+    """Return what a reader of any answer of this bundle at this site must know."""
+    warnings = []
+    if site is not None:
+        message = (
+            f"probabilities are shifted to the site's prevalence of {site:g}; the prediction set "
+            "holds at the training prevalence"
+        )
+        warnings.append(AnswerWarning(field=None, code="prevalence_shifted", message=message))
+    if models.novelty is None:
+        message = "this bundle cannot tell images that are unlike its training images"
+        warnings.append(AnswerWarning(field=None, code="novelty_unchecked", message=message))
+    return tuple(warnings)

@@ -19,8 +19,8 @@ from service.assessment import (
     at_site,
     judge,
     malignancy_of,
-    prevalence_warnings,
     risk_at_site,
+    standing_warnings,
 )
 from service.metadata import Metadata
 from service.models import Models, embed_known, finite
@@ -158,7 +158,7 @@ def answer_risk(
     said = {} if group is None else _say(models, candidates, group, site, max_context)
     lesions = [said.get(one.id) or _unsaid(one) for one in candidates]
     warnings = [warning for one in candidates for warning in one.pictures.warnings]
-    warnings += [*patient.warnings, *prevalence_warnings(site)]
+    warnings += [*patient.warnings, *standing_warnings(models, site)]
     if group is not None:
         warnings += _context_warnings(models, group, max_context)
     return RiskAnswer(

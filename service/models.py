@@ -37,16 +37,13 @@ class Models:
     novelty: NoveltyModel | None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that could not answer every request.
+        """Refuse a calibration that could not answer every request.
 
         Raises:
-            CorruptBundle: a metadata condition is not calibrated, or a field was never fitted.
+            CorruptBundle: a metadata condition is not calibrated.
         """
         if missing := [name for name in CONDITIONS if name not in self.calibration.conditions]:
             raise CorruptBundle(f"calibration.json: the condition {missing[0]!r} is not calibrated")
-        for field in self.schema.fields:
-            if field.kind == "numeric" and field.mean is None:
-                raise CorruptBundle(f"manifest.json: {field.name} has no mean and std")
 
     @property
     def schema(self) -> FieldSchema:

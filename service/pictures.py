@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from bundle.calibration import FloatArray
 from bundle.errors import InvalidImage
@@ -66,40 +65,44 @@ def look(models: Models, images: Sequence[bytes], limits: ImageLimits) -> list[P
         InvalidImage: an image cannot be read; the message says which where there are several.
         InferenceError: an embedding is not finite.
     """
-    inputs, contents, scores = [], [], []
-    for position, data in enumerate(images):
-        image = _decode(data, position, limits)
-        inputs.append(prepare_image(image, models.manifest.image_input))
-        contents.append(content_hash(image))
-        scores.append(measure_quality(image))
+    read = [_read(models, data, position, limits) for position, data in enumerate(images)]
     chunks = [
-        models.encoders.embed_images(np.stack(inputs[start : start + CHUNK_IMAGES]))
-        for start in range(0, len(inputs), CHUNK_IMAGES)
+        models.encoders.embed_images(
+            np.stack([one.pixels for one in read[start : start + CHUNK_IMAGES]])
+        )
+        for start in range(0, len(read), CHUNK_IMAGES)
     ]
     embeddings = finite(np.concatenate(chunks), "image embedding")
-    return [
-        _judge(models, embedding, content, measured)
-        for embedding, content, measured in zip(embeddings, contents, scores, strict=True)
-    ]
+    return [_judge(models, embedding, one) for embedding, one in zip(embeddings, read, strict=True)]
 
 
-def _decode(data: bytes, position: int, limits: ImageLimits) -> Image.Image:
+@dataclass(frozen=True)
+class _Input:
+    """What is kept of one decoded image: (3, H, W) float32 pixels, its hash and measurements."""
+
+    pixels: FloatArray
+    content: str
+    scores: dict[str, float]
+
+
+def _read(models: Models, data: bytes, position: int, limits: ImageLimits) -> _Input:
     try:
-        return decode_image(data, limits)
+        image = decode_image(data, limits)
     except InvalidImage as error:
         raise type(error)(f"image {position}: {error}") from None
+    pixels = prepare_image(image, models.manifest.image_input)
+    return _Input(pixels, content_hash(image), measure_quality(image))
 
 
-def _judge(
-    models: Models, embedding: FloatArray, content: str, scores: dict[str, float]
-) -> Picture:
-    reasons = quality_reasons(scores, models.calibration.quality)
+def _judge(models: Models, embedding: FloatArray, read: _Input) -> Picture:
+    reasons = quality_reasons(read.scores, models.calibration.quality)
+    scores = read.scores
     if models.novelty is not None:
         novelty = float(finite(models.novelty.score(embedding[None]), "novelty score")[0])
         scores = {**scores, "novelty": novelty}
         if novelty > models.calibration.novelty_threshold:
             reasons = [*reasons, UNLIKE_TRAINING]
-    return Picture(embedding, content, tuple(reasons), scores)
+    return Picture(embedding, read.content, tuple(reasons), scores)
 
 
 def pool(pictures: Sequence[Picture], indices: Sequence[int]) -> LesionPictures:

@@ -74,7 +74,7 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
 def _lesion_error(request: Request, error: LesionError) -> Response:
     service = get_service(request)
     status = PROBLEMS[type(error)].status
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if PROBLEMS[type(error)].public is not None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
         service.log.error("request_failed", code=error.code, detail=str(error))
     return problem(
         service,

@@ -39,16 +39,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def read_json(value: Any) -> Any:
+def read_json(text: str) -> Any:
     """Return a text part's JSON; blank text says nothing was given."""
-    if not isinstance(value, str):
-        return value
-    return parse_json(value) if value.strip() else None
+    return parse_json(text) if text.strip() else None
 
 
-def read_object(value: Any) -> Any:
+def read_object(text: str) -> Any:
     """Return a text part's JSON object, empty when nothing was given."""
-    read = read_json(value)
+    read = read_json(text)
     if read is not None and not isinstance(read, dict):
         raise ValueError("expected a JSON object, such as {} with names and values")
     return {} if read is None else read
@@ -106,9 +104,8 @@ class LesionText(BaseModel):
 
 
 LesionsText = Annotated[
-    list[LesionText] | None,
+    Annotated[list[LesionText], Field(min_length=1, max_length=1024)] | None,
     BeforeValidator(read_json),
-    Field(min_length=1, max_length=1024),
     json_text(
         "which images belong to which lesion, with the lesion's metadata; without it every image "
         "is a lesion, named by its position",

@@ -184,7 +184,7 @@ class FakeEncoders:
     ) -> FloatArray:
         """Return (L,) the lesions' own log odds, raised by the distance from their mean colour."""
         away = np.linalg.norm(image - image.mean(axis=0), axis=1)
-        return (malignancy_logit + CONTEXT_SLOPE * away).astype(np.float32)
+        return np.asarray(malignancy_logit + CONTEXT_SLOPE * away, np.float32)
 
 
 def make_calibration(**overrides: Any) -> Calibration:
@@ -317,9 +317,16 @@ def golden_cases() -> dict[str, Case]:
         "lesion_record": rng.normal(0, 1, (2, DIM)).astype(np.float32),
         "patient_record": rng.normal(0, 1, (2, DIM)).astype(np.float32),
     }
-    flags = {
-        f"{part}_present": np.asarray([True, False]) for part in ("image", "lesion", "patient")
-    }
+    some = np.asarray([True, False])
+    flags = {"image_present": some, "lesion_present": some, "patient_present": some}
+    classified = fake.classify(
+        heads["image"],
+        heads["lesion_record"],
+        heads["patient_record"],
+        image_present=some,
+        lesion_present=some,
+        patient_present=some,
+    )
     beside: Case = {
         "image": heads["image"],
         "lesion_record": heads["lesion_record"],
@@ -332,7 +339,7 @@ def golden_cases() -> dict[str, Case]:
     more = {"mask": np.ones((1, 2), np.bool_), "patient_present": np.asarray([True])}
     cases: dict[str, Case] = {
         "image_encoder": {"pixels": pixels, "output": fake.embed_images(pixels)},
-        "classifier": {**heads, **flags, "output": fake.classify(**heads, **flags)},
+        "classifier": {**heads, **flags, "output": classified},
         "context": {**batched, **more, "output": logits[None]},
     }
     levels: tuple[tuple[str, Level], ...] = (
@@ -415,18 +422,16 @@ def _record_graph(level: Level) -> onnx.ModelProto:
 
 
 def _classifier_graph() -> onnx.ModelProto:
-    nodes, inputs = [], {}
+    nodes: list[onnx.NodeProto] = []
+    inputs: dict[str, tuple[int, list[int | str]]] = {}
     weights = {
         "image": LABEL_SLOPE * np.eye(DIM, 3, dtype=np.float32),
         "lesion_record": np.zeros((DIM, 3), np.float32),
         "patient_record": np.zeros((DIM, 3), np.float32),
     }
     weights["lesion_record"][0, 1] = weights["patient_record"][0, 1] = RECORD_SLOPE
-    for part, flag in (
-        ("image", "image"),
-        ("lesion_record", "lesion"),
-        ("patient_record", "patient"),
-    ):
+    parts = {"image": "image", "lesion_record": "lesion", "patient_record": "patient"}
+    for part, flag in parts.items():
         nodes += [
             helper.make_node("Cast", [f"{flag}_present"], [f"{part}_on"], to=TensorProto.FLOAT),
             helper.make_node("Unsqueeze", [f"{part}_on", "last"], [f"{part}_column"]),

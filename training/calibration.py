@@ -121,7 +121,9 @@ def operating_points(
     if not malignant.any() or malignant.all():
         return ()
     sensitive = float(np.quantile(malignancy[malignant], 0.05, method="lower"))
-    specific = float(np.quantile(malignancy[~malignant], 0.95, method="higher"))
+    # Just above the quantile: a score that equals the threshold is called malignant.
+    highest = np.quantile(malignancy[~malignant], 0.95, method="higher")
+    specific = float(np.nextafter(np.float32(highest), np.float32(2)))
     points = []
     for name, threshold in (("sensitivity_95", sensitive), ("specificity_95", specific)):
         called = malignancy >= threshold

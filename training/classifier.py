@@ -24,6 +24,7 @@ from training.data import Rows
 from training.features import LEVELS
 from training.heads import Classifier
 from training.model import Slimp
+from training.precision import is_bf16
 from training.sampler import PatientBatches
 from training.schedule import warmup_cosine
 
@@ -104,7 +105,7 @@ def tuned_features(
         batches.start(next(epochs))
         for images in loader:
             pixels = augment(images["pixels"].to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(precision, device)):
                 features = towers.image(pixels)
             yield features.float(), images["index"]
 
@@ -198,8 +199,9 @@ def _optimiser(towers: Slimp, classifier: Classifier, settings: FitSettings, tun
             tower.requires_grad_(True)
             groups.append({"params": list(tower.parameters()), "lr": settings.learning_rate / 3})
     if tune:
-        towers.image.requires_grad_(True)
-        groups.append({"params": list(towers.image.parameters()), "lr": settings.tune_rate})
+        towers.image.set_trainable(True)
+        tuned = [p for p in towers.image.parameters() if p.requires_grad]
+        groups.append({"params": tuned, "lr": settings.tune_rate})
     return AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 

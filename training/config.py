@@ -34,6 +34,11 @@ class ImageSettings(Section):
     blocks: Count = Field(12, description="transformer blocks, from scratch only")
     heads: Count = Field(6, description="attention heads, from scratch only")
     drop_path: Share = Field(0.0, description="stochastic depth rate")
+    frozen_blocks: int = Field(
+        0,
+        ge=0,
+        description="first blocks (and patch embedding) that keep their weights",
+    )
 
     @property
     def input(self) -> ImageInput:
@@ -121,7 +126,9 @@ class Config(Section):
     """One experiment."""
 
     seed: int = Field(0, ge=0)
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast type")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="autocast type; auto takes bf16 where the device computes in it"
+    )
     checkpoint_steps: Count = Field(200, description="steps between checkpoints")
     log_steps: Count = Field(10, description="steps between log lines")
     image: ImageSettings = ImageSettings()

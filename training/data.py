@@ -143,6 +143,8 @@ def image_loader(
         PixelDataset(cohort, rows, spec),
         batch_sampler=batches,
         num_workers=workers,
+        # An iterator draws a seed when it is made: not from the numbers that a resume goes on with.
+        generator=torch.Generator(),
         persistent_workers=workers > 0,
     )
 

@@ -7,6 +7,7 @@ on the cal split, which neither encoders nor heads saw.
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from bundle.calibration import (
     Extrapolation,
     log_odds,
 )
-from bundle.encoder import unit_norm
+from bundle.encoder import Encoders, unit_norm
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema, Record
 from bundle.images import ImageInput
@@ -173,7 +174,7 @@ class Fitting:
                 self.cohort,
                 rows,
                 spec,
-                report=lambda done, total, name=name: self.report(f"embed {name}", done, total),
+                report=partial(self.report, f"embed {name}"),
             )
         centre = images["train"].embeddings.mean(0)
         self.towers.image.centre.copy_(torch.from_numpy(centre))
@@ -210,7 +211,7 @@ class Fitting:
             tune=False,
             steps_per_epoch=-(-len(index) // settings.batch),
             seed=self.config.seed,
-            report=lambda step, total: self.report("classifier", step, total),
+            report=partial(self.report, "classifier"),
         )
 
     def _tune(self, train: Part) -> None:
@@ -237,7 +238,7 @@ class Fitting:
             tune=True,
             steps_per_epoch=len(batches),
             seed=config.seed,
-            report=lambda step, total: self.report("fine-tune", step, total),
+            report=partial(self.report, "fine-tune"),
         )
 
     def _logits(self, part: Part, condition: Condition) -> FloatArray:
@@ -294,6 +295,8 @@ class Fitting:
             own = cal.rows.patient == patient
             if own.sum() >= MIN_LESIONS:
                 values.extend(oddness(units[own])[benign[own]].tolist())
+        if not values:
+            return ()
         return tuple(float(q) for q in np.quantile(values, np.linspace(0, 1, 101)))
 
     def _fit_context(self, train: Part, cal: Part) -> ContextModel:
@@ -307,7 +310,7 @@ class Fitting:
             table,
             settings,
             seed=self.config.seed,
-            report=lambda step, total: self.report("context", step, total),
+            report=partial(self.report, "context"),
         )
         alone = self._alone(self._logits(cal, "given"), "given")
         held_out = self._lesion_table(cal, alone, alone)
@@ -363,7 +366,7 @@ class Fitting:
         (out / "novelty.npz").write_bytes(self.novelty.to_bytes())
 
 
-def context_answers(encoders: TorchEncoders, table: LesionTable) -> FloatArray:
+def context_answers(encoders: Encoders, table: LesionTable) -> FloatArray:
     """Return (N,) float32 malignancy log odds of every lesion among its patient's others."""
     answers = np.zeros(len(table.image), np.float32)
     for own in table.patients():

@@ -4,6 +4,9 @@ Any Hugging Face ViT or DINOv2 checkpoint, or a ViT from scratch. A middle block
 network often transfers best, so the blocks after the readout are not even built.
 """
 
+import math
+import re
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTConfig, ViTModel
@@ -23,16 +26,32 @@ class ImageEncoder(nn.Module):
 
     centre: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, width: int) -> None:
+    def __init__(self, backbone: nn.Module, width: int, frozen_blocks: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.width = width
+        # The patch embedding counts as block -1: it is kept only where a block after it is.
+        self.first_trainable = frozen_blocks or -1
+        self.set_trainable(True)
         self.register_buffer("centre", torch.zeros(width))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (N, D) features of (N, 3, H, W) prepared images."""
         tokens: torch.Tensor = self.backbone(pixels).last_hidden_state
         return tokens[:, 0] - self.centre
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Let the tower train, but for the blocks that are to stay as the checkpoint has them."""
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(trainable and block_of(name) >= self.first_trainable)
+
+
+def block_of(parameter: str) -> float:
+    """Return the block a parameter belongs to: -1 for the embeddings, infinity after the blocks."""
+    if parameter.startswith("embeddings."):
+        return -1
+    block = re.match(r"(?:encoder\.)?layers?\.(\d+)\.", parameter)
+    return math.inf if block is None else int(block[1])
 
 
 def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> ImageEncoder:
@@ -68,7 +87,7 @@ def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> 
         backbone = AutoModel.from_config(config, **options)
     _set_input_size(backbone, settings.size_px)
     _reset_readout(backbone)
-    return ImageEncoder(backbone, config.hidden_size)
+    return ImageEncoder(backbone, config.hidden_size, settings.frozen_blocks)
 
 
 def _from_scratch(settings: ImageSettings) -> ImageEncoder:
@@ -80,7 +99,8 @@ def _from_scratch(settings: ImageSettings) -> ImageEncoder:
         image_size=settings.size_px,
         patch_size=settings.patch_px,
     )
-    return ImageEncoder(ViTModel(config, add_pooling_layer=False), settings.width)
+    backbone = ViTModel(config, add_pooling_layer=False)
+    return ImageEncoder(backbone, settings.width, settings.frozen_blocks)
 
 
 def _set_input_size(backbone: PreTrainedModel, size_px: int) -> None:
@@ -99,6 +119,8 @@ def _set_input_size(backbone: PreTrainedModel, size_px: int) -> None:
     patches = resized.permute(0, 2, 3, 1).reshape(1, side * side, -1)
     backbone.embeddings.position_embeddings = nn.Parameter(torch.cat([table[:, :1], patches], 1))
     backbone.config.image_size = size_px
+    # Each family checks the side in another place.
+    backbone.embeddings.image_size = (size_px, size_px)
     backbone.embeddings.patch_embeddings.image_size = (size_px, size_px)
 
 

@@ -64,7 +64,7 @@ class RecordEncoder(nn.Module):
             present: (N, F) bool.
         """
         tokens = self.tokens(values, present)
-        summary = self.summary.expand(len(values), 1, -1)
+        summary = self.summary.expand(values.shape[0], 1, -1)
         encoded = self.layers(torch.cat([summary, tokens], dim=1))
         features: torch.Tensor = self.readout(encoded[:, 0])
         return features

@@ -3,8 +3,8 @@
 config.json          the resolved configuration
 run.json             what the run is: fields, labels, data, groups seen; written last
 towers.safetensors   the encoders and their projections
-heads.safetensors    classifier and context model           } after `fit`
-calibration.json     novelty.npz     evidence.json           }
+classifier.safetensors  context.safetensors (with patient ids)  } after `fit`
+calibration.json        novelty.npz                             }
 metrics.jsonl        one line a log step
 state/               what --resume needs
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from bundle.errors import TrainingError
@@ -27,6 +27,7 @@ from training.config import Config
 from training.model import Slimp
 
 TOWERS = "towers.safetensors"
+SEEN = "seen.json"
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -48,6 +49,26 @@ class SeenGroups(BaseModel):
         seen = set(self.hashes)
         ids = sorted(group_ids)
         return {g for g, h in zip(ids, group_hashes(ids, self.salt), strict=True) if h in seen}
+
+
+SEEN_LIST = TypeAdapter(tuple[SeenGroups, ...])
+
+
+def write_seen(path: Path, seen: tuple[SeenGroups, ...]) -> None:
+    """Write the groups seen where a bundle carries them."""
+    path.write_bytes(SEEN_LIST.dump_json(seen) + b"\n")
+
+
+def read_seen(data: bytes) -> tuple[SeenGroups, ...]:
+    """Return what `write_seen` wrote.
+
+    Raises:
+        TrainingError: the bytes are something else.
+    """
+    try:
+        return SEEN_LIST.validate_json(data)
+    except ValidationError as error:
+        raise TrainingError(f"{SEEN}: {error.errors()[0]['msg']}") from None
 
 
 class RunInfo(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
@@ -21,6 +21,7 @@ from training.config import Config
 from training.data import Rows, fit_schema, image_loader, load_rows
 from training.losses import Contrast
 from training.model import Batch, Slimp
+from training.precision import is_bf16
 from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
 from training.sampler import PatientBatches
 from training.schedule import build_optimiser, warmup_cosine
@@ -52,6 +53,9 @@ def pretrain(
     *,
     resume: bool = False,
     report: Report = silent,
+    start: Slimp | None = None,
+    schema: FieldSchema | None = None,
+    history: RunInfo | None = None,
 ) -> RunInfo:
     """Pre-train SLIMP encoders on a cohort's train split and write the run.
 
@@ -64,6 +68,9 @@ def pretrain(
         out: the run folder.
         resume: go on from the folder's last checkpoint.
         report: called after each step with step, total and the step's metrics.
+        start: towers to go on with; None builds them as the configuration says.
+        schema: their fitted fields; None fits the cohort's on its train split.
+        history: the run they come from, whose data and groups this run has seen too.
 
     Raises:
         TrainingError: the folder holds another run, or there is nothing to train on.
@@ -73,8 +80,8 @@ def pretrain(
     rows = load_rows(cohort, ["train"], cohort.info.labels)
     if not len(rows):
         raise TrainingError("the cohort's train split is empty: prepare it again")
-    schema = fit_schema(cohort.schema, rows)
-    trainer = Trainer(cohort, rows, schema, config, out)
+    schema = schema or fit_schema(cohort.schema, rows)
+    trainer = Trainer(cohort, rows, start or Slimp(config, schema), schema, config, out)
     if resume:
         trainer.load_state()
     trainer.run(report)
@@ -85,8 +92,8 @@ def pretrain(
         labels=cohort.info.labels,
         malignant_labels=cohort.info.malignant_labels,
         embedding_dim=trainer.model.embedding_dim,
-        data=(describe_data(cohort),),
-        seen=(seen,),
+        data=(*(history.data if history else ()), describe_data(cohort)),
+        seen=(*(history.seen if history else ()), seen),
         split_recipe=f"{'patient' if cohort.has_patients else 'lesion'} groups, "
         f"seed {cohort.info.split_seed}",
         parameters=sum(p.numel() for p in trainer.model.parameters()),
@@ -114,18 +121,28 @@ class Trainer:
     """One pre-training run: model, optimiser, batches and where it stands."""
 
     def __init__(
-        self, cohort: Cohort, rows: Rows, schema: FieldSchema, config: Config, out: Path
+        self,
+        cohort: Cohort,
+        rows: Rows,
+        model: Slimp,
+        schema: FieldSchema,
+        config: Config,
+        out: Path,
     ) -> None:
         self.config, self.out = config, out
+        bf16 = is_bf16(config.precision, PartialState().device)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            step_scheduler_with_optimizer=False,
+            mixed_precision="bf16" if bf16 else "no", step_scheduler_with_optimizer=False
         )
         if self.accelerator.num_processes > 1:
             raise TrainingError("pre-training runs in one process: start it without a launcher")
         self.nested = cohort.has_patients and bool(schema.at("patient"))
+        if not (self.nested or schema.at("lesion")):
+            raise TrainingError(
+                "nothing to train on: the cohort has no lesion-level field, and no patients with "
+                "ids and fields"
+            )
         self.lesion_weight = config.objective.lesion_weight if self.nested else 1.0
-        model = Slimp(config, schema)
         optimiser = build_optimiser(model, config.optimiser)
         self.batches = PatientBatches(
             rows.patient,
@@ -244,6 +261,10 @@ class Trainer:
             raise TrainingError(f"{self.out}: no checkpoint was written yet; start again")
         self.accelerator.load_state(str(folder))
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
+        # Steps after the checkpoint are taken, and logged, again.
+        log = self.out / "metrics.jsonl"
+        lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+        log.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.progress.step))
 
 
 class RecordBatches:

@@ -18,8 +18,8 @@ whether a method finds effects that are known to be there. Three effects are pla
    carcinomas like pink naevi; age, sun, site and symptoms tell them apart. Vascular lesions are
    the reverse: plain in the picture, hardly visible in symptoms and site.
 
-Missing values come from a random stream of their own and depend on the clinic only, so they say
-nothing about the label. `texture`, `outline`, `structures`, `colour` and `render` draw.
+Missing values follow chance and the clinic, which is drawn without a look at anything else, so
+they say nothing about the label. `texture`, `outline`, `structures`, `colour` and `render` draw.
 """
 
 from cohort.synthetic.settings import (

@@ -30,7 +30,7 @@ SITE_SHARES = {
     "nevus": (0.24, 0.32, 0.19, 0.19, 0.06),
     "seborrheic_keratosis": (0.29, 0.37, 0.06, 0.05, 0.23),
     "vascular_lesion": (0.45, 0.25, 0.15, 0.07, 0.08),
-    "basal_cell_carcinoma": (0.08, 0.13, 0.12, 0.05, 0.62),
+    "basal_cell_carcinoma": (0.07, 0.12, 0.11, 0.04, 0.66),
     "melanoma": (0.08, 0.30, 0.20, 0.34, 0.08),
 }
 

@@ -1,7 +1,7 @@
 """Records: what the questionnaire and the measuring software say, with errors and gaps.
 
-Missingness is drawn from a random stream of its own and from the clinic only. The clinic is drawn
-without a look at anything else, so a gap says nothing about the label.
+Missingness follows chance and the clinic. The clinic is drawn without a look at anything else, so
+a gap says nothing about the label.
 """
 
 import math
@@ -20,8 +20,8 @@ from cohort.vocabulary import SKIN_TYPES
 SYMPTOM_SHARES = {
     "changed_recently": (0.12, 0.12, 0.08, 0.33, 0.42),
     "itch": (0.05, 0.50, 0.04, 0.18, 0.15),
-    "bleed": (0.03, 0.05, 0.15, 0.30, 0.10),
-    "elevation": (0.18, 0.90, 0.60, 0.70, 0.30),
+    "bleed": (0.03, 0.05, 0.15, 0.36, 0.08),
+    "elevation": (0.16, 0.92, 0.60, 0.75, 0.25),
 }
 QUESTIONNAIRE = (
     "fitzpatrick_skin_type",

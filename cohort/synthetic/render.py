@@ -75,7 +75,7 @@ def _add_halo(
 
 
 def _add_hairs(picture: NDArray[np.float32], patient: Patient, rng: np.random.Generator) -> None:
-    count = int(rng.poisson(1.6 if patient.sex == "male" else 0.5))
+    count = int(rng.poisson(1.3 if patient.sex == "male" else 0.4))
     if count == 0:
         return
     px = picture.shape[-1]

@@ -41,14 +41,14 @@ class SyntheticSettings:
     lesions_tail_median: float = 1.6
     lesions_tail_sigma: float = 1.1
     lesions_max: int = 60
-    within_spread: float = 0.22
-    duckling_distance: float = 3.2
-    melanoma_cue: float = 0.6
+    within_spread: float = 0.2
+    duckling_distance: float = 3.4
+    melanoma_cue: float = 0.55
     carcinoma_cue: float = 0.65
-    alike_share: float = 0.45
+    alike_share: float = 0.5
     symptom_strength: float = 1.0
-    blank_questionnaire_share: float = 0.12
-    missing_share: float = 0.12
+    blank_questionnaire_share: float = 0.1
+    missing_share: float = 0.1
     field_of_view_mm: float = 12.0
     jpeg_quality: int = 92
 

@@ -1,6 +1,7 @@
 """The field schema and the reading of one record."""
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_false_words_are_false_and_not_missing(raw: object) -> None:
     assert GREW.parse(raw) is False
 
 
-@pytest.mark.parametrize("raw", [2, -1, 1.0, 0.0, "maybe", "y", [], {"a": 1}, HUGE_RAW])
+@pytest.mark.parametrize("raw", [2, -1, 1.0, 0.0, Decimal(1), "maybe", "y", [], {"a": 1}, HUGE_RAW])
 def test_what_is_neither_true_nor_false_is_refused(raw: object) -> None:
     with pytest.raises(InvalidRecord, match="grew: expected true or false, got"):
         GREW.parse(raw)
@@ -134,6 +135,7 @@ def test_an_unknown_category_is_refused_with_the_nearest_and_the_list() -> None:
     assert str(caught.value) == (
         "anatom_site: unknown category 'Bakc'; nearest is 'back'; accepted: back, scalp, Upper Limb"
     )
+    assert caught.value.field == "anatom_site"
 
 
 def test_the_hint_names_the_category_that_an_alias_means() -> None:
@@ -177,6 +179,27 @@ def test_a_value_of_64_characters_is_shown_whole_and_a_longer_one_is_cut() -> No
         GREW.parse("x" * 62)
     with pytest.raises(InvalidRecord, match=rf"got '{'x' * 63}\.\.\.$"):
         GREW.parse("x" * 63)
+
+
+@pytest.mark.parametrize(
+    ("field", "raw", "message"),
+    [
+        (AGE, True, "age_years: expected a number, got True"),
+        (AGE, "1_5", "age_years: expected a number, got '1_5'"),
+        (AGE, "old", "age_years: expected a number, got 'old'"),
+        (AGE, 121, "age_years: expected a number from 0 to 120 years, got 121"),
+        (ANY_NUMBER, math.inf, "score: expected a number from -inf to inf, got inf"),
+        (GREW, "perhaps", "grew: expected true or false, got 'perhaps'"),
+        (SITE, False, "anatom_site: expected a category, got False"),
+    ],
+)
+def test_a_refusal_says_what_was_expected_and_what_came(
+    field: Field, raw: object, message: str
+) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        field.parse(raw)
+    assert str(caught.value) == message
+    assert caught.value.field == field.name
 
 
 def test_a_huge_integer_is_named_as_such() -> None:

@@ -197,38 +197,34 @@ def s15(number: float) -> bytes:
     return struct.pack(">i", round(number * 65536))
 
 
-def swapped_profile() -> bytes:
-    """Return a linear RGB matrix profile whose red and blue primaries are exchanged.
+def xyz(x: float, y: float, z: float) -> bytes:
+    return b"XYZ \0\0\0\0" + s15(x) + s15(y) + s15(z)
 
-    Built by hand after the ICC specification: Pillow makes sRGB, XYZ and Lab profiles only.
+
+WHITE_POINT = (0.9642, 1.0, 0.8249)
+LINEAR = b"curv\0\0\0\0" + struct.pack(">I", 0)
+
+
+def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """Return a display profile, by hand after the ICC specification.
+
+    Pillow itself makes sRGB, XYZ and Lab profiles only.
     """
-    red, green, blue = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
-
-    def xyz(values: tuple[float, float, float]) -> bytes:
-        return b"XYZ \0\0\0\0" + b"".join(s15(v) for v in values)
-
-    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"swap\0" + b"\0" * 78
-    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
-    tags = {
-        b"desc": text,
+    every = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78,
         b"cprt": b"text\0\0\0\0none\0",
-        b"wtpt": xyz((0.9642, 1.0, 0.8249)),
-        b"rXYZ": xyz(blue),
-        b"gXYZ": xyz(green),
-        b"bXYZ": xyz(red),
-        b"rTRC": curve,
-        b"gTRC": curve,
-        b"bTRC": curve,
+        b"wtpt": xyz(*WHITE_POINT),
+        **tags,
     }
-    table, body = struct.pack(">I", len(tags)), b""
-    start = 128 + 4 + 12 * len(tags)
-    for name, data in tags.items():
+    table, body = struct.pack(">I", len(every)), b""
+    start = 128 + 4 + 12 * len(every)
+    for name, data in every.items():
         table += name + struct.pack(">II", start + len(body), len(data))
         body += data + b"\0" * (-len(data) % 4)
     size = start + len(body)
-    header = struct.pack(">I4sI4s4s4s", size, b"none", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    header = struct.pack(">I4sI4s4s4s", size, b"none", 0x02100000, b"mntr", space, b"XYZ ")
     header += struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp" + b"\0" * 28
-    header += s15(0.9642) + s15(1.0) + s15(0.8249)
+    header += xyz(*WHITE_POINT)[8:]
     return header.ljust(128, b"\0") + table + body
 
 
@@ -238,7 +234,19 @@ def srgb_encode(linear: float) -> int:
     return round(255 * (12.92 * linear if low else 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
-SWAPPED = swapped_profile()
+# Linear, with the red and the blue primary exchanged.
+SWAPPED = profile(
+    b"RGB ",
+    {
+        b"rXYZ": xyz(0.1431, 0.0606, 0.7141),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"rTRC": LINEAR,
+        b"gTRC": LINEAR,
+        b"bTRC": LINEAR,
+    },
+)
+LINEAR_GREY = profile(b"GRAY", {b"kTRC": LINEAR})
 # A linear colour in the swapped profile, and what it is in sRGB.
 STORED = (200, 100, 50)
 MEANT = tuple(srgb_encode(v / 255) for v in reversed(STORED))
@@ -278,6 +286,22 @@ def test_grey_with_an_rgb_profile_is_read_as_equal_channels() -> None:
     )
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_grey_with_its_own_profile_is_converted(bits: int) -> None:
+    level = np.full((2, 2), 100 << (bits - 8), np.uint8 if bits == 8 else np.uint16)
+    data = saved(Image.fromarray(level), icc_profile=LINEAR_GREY)
+    np.testing.assert_allclose(
+        pixels_of(decode_image(data))[0, 0], [srgb_encode(100 / 255)] * 3, atol=2
+    )
+
+
+def test_one_bit_a_pixel_with_a_grey_profile_stays_black_and_white() -> None:
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    decoded = pixels_of(decode_image(saved(image, icc_profile=LINEAR_GREY)))
+    np.testing.assert_allclose(decoded[0], [[0] * 3, [255] * 3], atol=1)
+
+
 def test_an_srgb_profile_changes_nothing() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     decoded = decode_image(saved(picture(), icc_profile=profile))
@@ -285,12 +309,16 @@ def test_an_srgb_profile_changes_nothing() -> None:
     assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("profile", [b"not a profile", SWAPPED[:100], SWAPPED[:140]])
+@pytest.mark.parametrize("unreadable", [b"not a profile", SWAPPED[:100], SWAPPED[:140]])
 def test_an_unreadable_profile_is_refused_because_the_colours_are_not_known(
-    profile: bytes,
+    unreadable: bytes,
 ) -> None:
-    with pytest.raises(InvalidImage, match=r"profile cannot be read.*export the image in sRGB"):
-        decode_image(saved(picture(), icc_profile=profile))
+    with pytest.raises(InvalidImage) as caught:
+        decode_image(saved(picture(), icc_profile=unreadable))
+    assert str(caught.value) == (
+        "the embedded colour profile cannot be read, so the colours are not known: "
+        "export the image in sRGB"
+    )
 
 
 def test_a_profile_of_another_colour_space_is_refused() -> None:
@@ -304,7 +332,7 @@ def test_a_profile_of_another_colour_space_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_several_frames_or_pages_are_refused(kind: str) -> None:
     frames = saved(picture(), kind, save_all=True, append_images=[picture().rotate(180)])
-    with pytest.raises(InvalidImage, match="expected one still image, got several frames") as why:
+    with pytest.raises(InvalidImage, match=r"^expected one still image, got several fr") as why:
         decode_image(frames)
     assert type(why.value) is InvalidImage
 
@@ -325,7 +353,7 @@ def test_of_a_jpeg_with_a_second_picture_the_first_is_taken() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_a_file_cut_anywhere_is_an_invalid_image(kind: str) -> None:
     data = saved(picture(29, 23), kind)
-    behind_the_pixels = 16 if kind == "PNG" else 2  # a check sum and an end mark
+    behind_the_pixels = 24 if kind == "PNG" else 2  # check sums and an end mark
     for length in {*range(16, len(data) - behind_the_pixels, 7), len(data) // 2}:
         with pytest.raises(InvalidImage) as caught:
             decode_image(data[:length])
@@ -367,6 +395,17 @@ def test_a_bomb_is_refused_by_its_header_before_anything_is_decoded(
 ) -> None:
     with pytest.raises(ImageTooLarge, match="expected at most 40000000 pixels"):
         decode_image(png_header(width, height))
+
+
+def test_a_refusal_of_a_broken_file_says_what_is_broken_and_what_to_do() -> None:
+    data = saved(picture(29, 23), "JPEG")
+    for cut, part in ((20, "header"), (len(data) // 2, "OSError")):
+        with pytest.raises(InvalidImage) as caught:
+            decode_image(data[:cut])
+        assert str(caught.value) == (
+            f"expected a complete image; this one is truncated or broken ({part}): "
+            "save it again and send that"
+        )
 
 
 def test_a_stated_size_within_the_limits_is_accepted_and_then_missed() -> None:
@@ -412,7 +451,7 @@ def decode_or_refuse(data: bytes) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     seed=st.sampled_from(SEEDS),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
@@ -528,8 +567,8 @@ def prepare_slowly(image: Image.Image, spec: ImageInput) -> npt.NDArray[np.float
     side = min(width, height) * spec.size_px / spec.resize_px
     left, top = (width - side) / 2, (height - side) / 2
     pixels = np.asarray(image, np.float64)
-    rows = [resample_slowly(row, left, left + side, spec.size_px) for row in pixels]
-    across = np.clip(np.round(np.asarray(rows, np.float64)), 0, 255)
+    rows = np.stack([resample_slowly(row, left, left + side, spec.size_px) for row in pixels])
+    across = np.clip(np.round(rows), 0, 255).astype(np.float64)
     columns = [
         resample_slowly(across[:, x], top, top + side, spec.size_px) for x in range(spec.size_px)
     ]

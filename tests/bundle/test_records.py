@@ -123,6 +123,13 @@ def test_rows_are_chosen_by_position_or_by_mask() -> None:
     assert len(encoded.rows(np.asarray([], np.int64))) == 0
 
 
+def test_a_record_holds_something_if_any_of_its_values_is_present() -> None:
+    encoded = encode_records([{"grew": False}, {"grew": None}, {"size_mm": 1.0}], FIELDS)
+    assert encoded.any_present.dtype == np.bool_
+    np.testing.assert_array_equal(encoded.any_present, [True, False, True])
+    np.testing.assert_array_equal(encode_records([{}], ()).any_present, [False])
+
+
 def test_mean_and_std_are_those_of_the_present_values() -> None:
     unfitted = Field(name="size_mm", level="lesion", kind="numeric", minimum=0)
     records: list[dict[str, Value]] = [{"size_mm": 0.0}, {"size_mm": None}, {}, {"size_mm": 6.0}]
@@ -131,6 +138,14 @@ def test_mean_and_std_are_those_of_the_present_values() -> None:
     assert fitted.minimum == 0
     assert site is SITE
     assert (unfitted.mean, unfitted.std) == (None, None)
+
+
+def test_every_numeric_field_is_fitted_whatever_stands_before_it() -> None:
+    other = Field(name="ratio", level="lesion", kind="numeric")
+    records: list[dict[str, Value]] = [{"size_mm": 1.0, "ratio": 0.25}, {"ratio": 0.75}]
+    (_, size, _, ratio) = fit_fields([SITE, SIZE, GREW, other], records)
+    assert (size.mean, size.std) == (1.0, 1.0)
+    assert (ratio.mean, ratio.std) == (0.5, 0.25)
 
 
 def test_a_refit_replaces_the_former_mean_and_std() -> None:

@@ -1,0 +1,96 @@
+# README.md says what these do. On a fresh machine each makes what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Read by pip in every environment made here.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+# The demo that `make serve` serves where SLIMP_BUNDLE and SLIMP_CATALOGUE name nothing else.
+DEMO := data/demo
+DEMO_READY := $(DEMO)/catalogue/vectors.json
+
+# Two processes, a file's tests in one of them, so that module fixtures are made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+ifdef SLIMP_REAL_DATA
+export SLIMP_REAL_DATA := $(abspath $(SLIMP_REAL_DATA))
+SELECTION :=
+else
+SELECTION := -m 'not real_data'
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help serve demo test check lint bench e2e smoke constraints clean
+
+help:
+	@echo "make serve        environment, demo bundle if none is given, service on port $${SLIMP_PORT:-8000}"
+	@echo "make test         environment, all tests (SLIMP_REAL_DATA=FOLDER adds those on real images)"
+	@echo "make check        lint, format, types, tests"
+	@echo "make demo         the synthetic pipeline from cohort to catalogue, in $(DEMO)"
+	@echo "make bench        the benchmarks"
+	@echo "make e2e          the end-to-end tests alone"
+	@echo "make smoke        docker compose: build, up, ask, restart, ask again, down"
+	@echo "make constraints  resolve constraints.txt anew"
+	@echo "make clean        remove the environment and the demo"
+
+# A stamp a set of extras: the second run finds it and installs nothing.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[cpu,train]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[cpu,train,test]'
+	@touch $@ $(VENV)/serve.stamp
+
+# One of the three is there: `slimp serve` reads them itself.
+ifeq ($(SLIMP_BUNDLE)$(SLIMP_CATALOGUE),)
+SERVED := $(DEMO)/bundle $(DEMO)/catalogue
+serve: $(VENV)/serve.stamp $(DEMO_READY)
+else
+serve: $(VENV)/serve.stamp
+endif
+	exec $(BIN)/slimp serve $(SERVED)
+
+demo: $(DEMO_READY)
+
+# Made beside its place and renamed, so that a demo that was interrupted is never taken for whole.
+$(DEMO_READY): | $(VENV)/serve.stamp
+	rm -rf $(DEMO) $(DEMO).part
+	$(BIN)/slimp demo --out $(DEMO).part
+	mv $(DEMO).part $(DEMO)
+
+test: $(VENV)/test.stamp
+ifndef SLIMP_REAL_DATA
+	@echo "SLIMP_REAL_DATA is not set: the tests on real images are left out (-m 'not real_data')"
+endif
+	$(PYTEST) $(SELECTION)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy bundle cohort index training export service slimp tests
+
+check: lint
+	$(MAKE) test
+
+e2e: $(VENV)/test.stamp
+	$(PYTEST) $(SELECTION) tests/e2e
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.synthetic_effects
+
+smoke: $(VENV)/test.stamp
+	$(BIN)/python -m smoke.compose
+
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install -q '.[cpu,train,test]'
+	{ grep '^#' constraints.txt; build/constraints/bin/python -m pip freeze --all \
+	    | grep -v -e '^pip==' -e '^slimp' | sed 's/+.*//' | sort -f; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) data/demo build

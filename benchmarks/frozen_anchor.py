@@ -1,0 +1,76 @@
+"""What a user has without SLIMP: a frozen pretrained ViT and balanced logistic regression.
+
+    python -m benchmarks.frozen_anchor COHORT --source FOLDER --out anchor.npz
+
+Class token after block 8, 224 px, standardised features, C 0.01; fitted on the cohort's train
+split, and the probabilities of the test split written down for a paired comparison
+(`slimp evaluate ... --against anchor.npz`).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoConfig, AutoModel
+
+from bundle.images import ImageInput, decode_image, prepare_image
+from cohort.cohort import Cohort
+from training.data import Rows, in_order, load_rows
+from training.metrics import balanced_accuracy, macro_auroc
+
+SPEC = ImageInput(size_px=224, resize_px=224)
+BLOCK = 8
+
+
+@torch.inference_mode()
+def frozen_features(source: str, cohort: Cohort, rows: Rows) -> np.ndarray:
+    """Return (N, D) float32: the class token after block 8, as the checkpoint gives it."""
+    config = AutoConfig.from_pretrained(source)
+    config.num_hidden_layers = BLOCK
+    model = AutoModel.from_pretrained(source, config=config).eval()
+    model.layernorm = torch.nn.Identity()
+    parts = []
+    for part in in_order(len(rows), 32):
+        files = cohort.images([int(rows.position[i]) for i in part])
+        pixels = np.stack([prepare_image(decode_image(data), SPEC) for data in files])
+        parts.append(model(torch.from_numpy(pixels)).last_hidden_state[:, 0].numpy())
+        print(f"\r{part[-1] + 1} of {len(rows)} images", end="", flush=True)
+    print()
+    return np.concatenate(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("--source", required=True, help="Hugging Face folder or hub id")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    cohort = Cohort.open(options.cohort)
+    rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
+    features = frozen_features(options.source, cohort, rows)
+    train, test = rows.split == "train", rows.split == "test"
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
+    )
+    probe.fit(features[train], rows.label[train])
+    probabilities = probe.predict_proba(features[test]).astype(np.float32)
+    label = rows.label[test]
+    decided = probabilities.argmax(1)
+    print(f"balanced accuracy {balanced_accuracy(label, decided):.3f}")
+    print(f"macro AUROC {macro_auroc(label, probabilities):.3f}")
+    np.savez(
+        options.out,
+        image_id=np.array(rows.image_id)[test],
+        probabilities=probabilities,
+        labels=np.array(cohort.info.labels),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiments as TOML files; `training/config.py` declares every key."""

@@ -1,0 +1,160 @@
+"""The parity ladder: a bundle whose ONNX graphs do not answer as torch does is not packed.
+
+Rungs: each graph at batches 1, 2 and 17 (none of them the traced size), with every field missing,
+with extreme pixels; then from file bytes to embedding; then the order of nearest neighbours.
+"""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from bundle.encoder import GRAPHS, Encoders, OnnxEncoders, unit_norm
+from bundle.errors import ParityError
+from bundle.images import ImageInput, decode_image, prepare_image
+from bundle.manifest import ParityCase
+from export.graphs import Graph
+
+FloatArray = npt.NDArray[np.float32]
+
+BATCHES = (1, 2, 17)
+# Largest difference relative to the answer's largest magnitude (at least 1): float32 rounding
+# through a dozen blocks stays far below it, a wrong constant or axis does not.
+TOLERANCE = 1e-4
+NEIGHBOURS = 10
+# Similarities closer than this count as tied: their order is not an answer.
+TIE = 1e-5
+
+
+def climb(
+    graphs: list[Graph], torch_encoders: Encoders, onnx_encoders: OnnxEncoders, spec: ImageInput
+) -> tuple[ParityCase, ...]:
+    """Return every rung's difference.
+
+    Raises:
+        ParityError: a rung exceeds its tolerance; the message names it.
+    """
+    cases = [
+        *(case for graph in graphs for case in _graph_cases(graph, onnx_encoders)),
+        _bytes_case(torch_encoders, onnx_encoders, spec),
+        _neighbours_case(torch_encoders, onnx_encoders, spec),
+    ]
+    for case in cases:
+        if not case.max_abs_difference <= case.tolerance:
+            raise ParityError(
+                f"{case.graph}, {case.case}: ONNX and torch differ by "
+                f"{case.max_abs_difference:.2e}, more than {case.tolerance:.0e}: not packed"
+            )
+    return tuple(cases)
+
+
+def _graph_cases(graph: Graph, onnx_encoders: OnnxEncoders) -> Iterator[ParityCase]:
+    for name, inputs in _rungs(graph):
+        expected = _run_torch(graph, inputs)
+        named = {k: v.numpy() for k, v in zip(GRAPHS[graph.name], inputs, strict=True)}
+        answer = onnx_encoders.run(graph.name, named)
+        yield ParityCase(
+            case=name,
+            graph=graph.name,
+            max_abs_difference=difference(answer, expected),
+            tolerance=TOLERANCE,
+        )
+
+
+def _rungs(graph: Graph) -> Iterator[tuple[str, tuple[torch.Tensor, ...]]]:
+    random = torch.Generator().manual_seed(7)
+    for count in BATCHES:
+        yield f"batch {count}", graph.example(count, random)
+    nothing = tuple(torch.zeros_like(part) for part in graph.example(2, random))
+    if graph.name == "image_encoder":
+        (pixels,) = graph.example(2, random)
+        yield "black", nothing
+        yield "extreme pixels", (torch.where(pixels > 0, 2.7, -2.2),)
+    elif graph.name != "context":
+        yield "everything missing", nothing
+    else:
+        yield "one lesion", graph.example(1, random)
+        yield "64 lesions", graph.example(64, random)
+
+
+@torch.inference_mode()
+def _run_torch(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> FloatArray:
+    answer: FloatArray = graph.module(*inputs).numpy()
+    return answer
+
+
+def difference(answer: FloatArray, expected: FloatArray) -> float:
+    """Return the largest difference of two arrays of one shape, relative where they exceed 1."""
+    if answer.shape != expected.shape:
+        raise ParityError(f"expected shape {expected.shape}, got {answer.shape}")
+    return float(np.abs(answer - expected).max()) / max(1.0, float(np.abs(expected).max()))
+
+
+def synthetic_pictures(count: int, seed: int = 11) -> list[bytes]:
+    """Return files of smooth random colour fields of various shapes, as PNG and JPEG."""
+    rng = np.random.default_rng(seed)
+    files = []
+    for number in range(count):
+        coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        side = int(rng.integers(90, 260))
+        picture = Image.fromarray(coarse).resize((side, side * 3 // 4), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG" if number % 2 else "JPEG")
+        files.append(buffer.getvalue())
+    return files
+
+
+def _embed(encoders: Encoders, spec: ImageInput, count: int) -> FloatArray:
+    pictures = [decode_image(data) for data in synthetic_pictures(count)]
+    return encoders.embed_images(np.stack([prepare_image(p, spec) for p in pictures]))
+
+
+def _bytes_case(
+    torch_encoders: Encoders, onnx_encoders: OnnxEncoders, spec: ImageInput
+) -> ParityCase:
+    expected = _embed(torch_encoders, spec, 6)
+    # One at a time, as a service would, against torch's batch.
+    pictures = [decode_image(data) for data in synthetic_pictures(6)]
+    answers = [onnx_encoders.embed_images(prepare_image(p, spec)[None]) for p in pictures]
+    return ParityCase(
+        case="file bytes to embedding",
+        graph="image_encoder",
+        max_abs_difference=difference(np.concatenate(answers), expected),
+        tolerance=TOLERANCE,
+    )
+
+
+def _neighbours_case(
+    torch_encoders: Encoders, onnx_encoders: OnnxEncoders, spec: ImageInput
+) -> ParityCase:
+    """Count disagreements among the nearest neighbours, ties apart."""
+    count = 40
+    ours, theirs = (
+        unit_norm(_embed(encoders, spec, count)) for encoders in (onnx_encoders, torch_encoders)
+    )
+    wrong = sum(
+        top_k_disagreements(ours @ ours[row], theirs @ theirs[row], NEIGHBOURS)
+        for row in range(count)
+    )
+    return ParityCase(
+        case=f"nearest {NEIGHBOURS} of {count}, ties apart: share that differs",
+        graph="image_encoder",
+        max_abs_difference=wrong / (count * NEIGHBOURS),
+        tolerance=0.0,
+    )
+
+
+def top_k_disagreements(ours: FloatArray, theirs: FloatArray, k: int) -> int:
+    """Return how many of our k nearest are not theirs, though clearly inside or outside.
+
+    Args:
+        ours: (N,) float32 similarities.
+        theirs: (N,) float32 similarities.
+        k: neighbours; those within `TIE` of the k-th similarity may stand on either side.
+    """
+    nearest = np.argsort(-ours, kind="stable")[:k]
+    cut = np.sort(theirs)[-k]
+    return int(np.sum(theirs[nearest] < cut - TIE))

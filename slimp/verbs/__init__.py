@@ -1,0 +1,27 @@
+"""The verbs by name."""
+
+from collections.abc import Callable
+
+from slimp.verbs.adapt import adapt
+from slimp.verbs.demo import demo
+from slimp.verbs.evaluate import evaluate
+from slimp.verbs.export import export
+from slimp.verbs.fit import fit
+from slimp.verbs.index import index
+from slimp.verbs.predict import predict
+from slimp.verbs.prepare import prepare
+from slimp.verbs.serve import serve
+from slimp.verbs.train import train
+
+ALL: dict[str, Callable[..., None]] = {
+    "prepare": prepare,
+    "train": train,
+    "adapt": adapt,
+    "fit": fit,
+    "evaluate": evaluate,
+    "export": export,
+    "index": index,
+    "serve": serve,
+    "predict": predict,
+    "demo": demo,
+}

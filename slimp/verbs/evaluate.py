@@ -1,0 +1,42 @@
+"""`slimp evaluate`: tables and plots."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+
+def evaluate(
+    model: Annotated[Path, Argument(help="a fitted run or a bundle")],
+    cohort: Annotated[Path, Argument(help="a prepared cohort")],
+    out: Annotated[Path, Option(help="the folder to write")],
+    split: Annotated[Literal["test", "val", "all"], Option(help="which groups")] = "test",
+    catalogue: Annotated[
+        Path | None, Option(help="reference lesions, for extrapolated metadata")
+    ] = None,
+    against: Annotated[
+        Path | None, Option(help="another model's probabilities (.npz), compared in pairs")
+    ] = None,
+    allow_seen: Annotated[
+        bool, Option("--allow-seen", help="evaluate on groups that training saw; marks the tables")
+    ] = False,
+) -> None:
+    """Measure a model on a cohort: metrics.json, report.md and plots."""
+    from training.evaluation import evaluate as measure
+
+    from cohort.cohort import Cohort
+    from slimp.console import out as console
+    from slimp.console import progress
+
+    with progress() as report:
+        measure(
+            model,
+            Cohort.open(cohort),
+            out,
+            splits=("train", "val", "cal", "test") if split == "all" else (split,),
+            catalogue=catalogue,
+            against=against,
+            allow_seen=allow_seen,
+            report=report,
+        )
+    console.print((out / "report.md").read_text(encoding="utf-8"), markup=False)

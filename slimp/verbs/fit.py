@@ -1,0 +1,22 @@
+"""`slimp fit`: heads, calibration, context model."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def fit(
+    run: Annotated[Path, Argument(help="a pre-trained run")],
+    cohort: Annotated[Path, Argument(help="a labelled cohort with the run's fields")],
+    out: Annotated[Path, Option(help="the fitted run to write")],
+) -> None:
+    """Fit classifier, calibration, novelty and context model on a run's encoders."""
+    from cohort.cohort import Cohort
+    from slimp.console import out as console
+    from slimp.console import progress
+    from training.fit import fit as fit_heads
+
+    with progress() as report:
+        fit_heads(run, Cohort.open(cohort), out, report=report)
+    console.print(f"{out}: fitted")

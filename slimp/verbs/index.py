@@ -1,0 +1,36 @@
+"""`slimp index`: a cohort's lesions to a catalogue."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def index(
+    bundle: Annotated[Path, Argument(help="the bundle that embeds")],
+    cohort: Annotated[Path, Argument(help="a prepared cohort")],
+    out: Annotated[Path, Option(help="the catalogue folder to write")],
+    split: Annotated[list[str] | None, Option(help="splits that go in; repeat for several")] = None,
+) -> None:
+    """Embed a cohort's lesions into a catalogue (by default those of its train split)."""
+    from bundle.encoder import OnnxEncoders
+    from bundle.store import open_bundle
+    from cohort.cohort import Cohort
+    from index.build import build_catalogue
+    from slimp.console import out as console
+    from slimp.console import progress
+
+    opened = open_bundle(bundle)
+    with progress() as report:
+        built = build_catalogue(
+            opened,
+            OnnxEncoders(opened),
+            Cohort.open(cohort),
+            out,
+            splits=tuple(split or ["train"]),
+            progress=lambda done, total: report("index", done, total),
+        )
+    console.print(
+        f"{out}: {built.lesions} lesions, {built.images} images; "
+        f"{len(built.unreadable)} unreadable, {len(built.rejected_values)} values left out"
+    )

@@ -1,0 +1,274 @@
+"""A prepared cohort to a catalogue, with an encoder that sees only the mean colour."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle.errors import BundleError, CatalogueError
+from bundle.fields import Field, FieldSchema
+from bundle.images import content_hash, decode_image
+from bundle.store import Bundle
+from cohort.cohort import Cohort
+from cohort.rows import Group, LesionImage, Source
+from cohort.splits import SPLITS
+from cohort.store import prepare
+from index.build import (
+    BuildReport,
+    UnreadableImage,
+    add_cohort,
+    build_catalogue,
+    make_thumbnail,
+)
+from index.catalogue import Catalogue
+from index.cohort_lesions import Disagreement, RejectedValue, chunks, cohort_lesions
+from tests.fakes import (
+    BLUE,
+    CONSTANT,
+    GREEN,
+    RED,
+    Colour,
+    FakeEncoders,
+    draw_image,
+    make_calibration,
+    make_manifest,
+)
+
+MakeCohort = Callable[..., Cohort]
+
+# The cohort knows another skin than the bundle's schema: a field more, a wider age, another site.
+COHORT_SCHEMA = FieldSchema(
+    fields=(
+        Field(name="age_years", level="patient", kind="numeric", minimum=0, maximum=200),
+        Field(name="anatom_site", level="lesion", kind="categorical", categories=("back", "moon")),
+        Field(name="itch", level="lesion", kind="boolean"),
+        Field(name="smoke", level="patient", kind="boolean"),
+    )
+)
+
+
+def row(
+    number: int, colour: Colour = RED, *, lesion: str = "", image: bytes | None = None, **more: Any
+) -> LesionImage:
+    content: dict[str, Any] = {
+        "image_id": f"image-{number}",
+        "lesion_id": lesion or f"lesion-{number}",
+        "patient_id": "patient-1",
+        "image": image or draw_image(colour, seed=number, file_format="PNG"),
+        "label": "nv",
+        "malignant": False,
+        "record": {"age_years": 40.0, "itch": False, "smoke": True},
+    }
+    return LesionImage(**{**content, **more})
+
+
+@pytest.fixture
+def make_cohort(tmp_path: Path) -> MakeCohort:
+    """Call it with rows, those of a patient together, for a prepared cohort."""
+
+    def make(rows: list[LesionImage], name: str = "squares") -> Cohort:
+        def groups() -> Iterator[Group]:
+            for each in rows:
+                yield Group(each.group_id, each.label)
+
+        source = Source(
+            name=name,
+            schema=COHORT_SCHEMA,
+            labels=("nv", "mel"),
+            malignant_labels=("mel",),
+            licence="CC0-1.0",
+            citation="drawn by the tests",
+            groups=groups,
+            rows=lambda: iter(rows),
+        )
+        prepare(source, tmp_path / name)
+        return Cohort.open(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle(tmp_path / "bundle", make_manifest(), make_calibration())
+
+
+def opened(path: Path, bundle: Bundle) -> Catalogue:
+    manifest = bundle.manifest
+    return Catalogue.open(path, bundle_id=manifest.bundle_id, variant=manifest.variant)
+
+
+def truncated() -> bytes:
+    """Return a picture whose header is sound and whose end is missing."""
+    data = draw_image(RED, file_format="JPEG")
+    return data[: len(data) // 2]
+
+
+def test_every_lesion_of_the_split_is_found_by_its_colour(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    colours = {"red": RED, "green": GREEN, "blue": BLUE}
+    rows = [row(n, c, lesion=name) for n, (name, c) in enumerate(colours.items())]
+    cohort = make_cohort(rows)
+    seen: list[tuple[int, int]] = []
+    report = build_catalogue(
+        bundle,
+        FakeEncoders(),
+        cohort,
+        tmp_path / "catalogue",
+        splits=SPLITS,
+        batch_size=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (report.lesions, report.images) == (3, 3)
+    assert seen == [(2, 3), (3, 3)]
+    with opened(tmp_path / "catalogue", bundle) as catalogue:
+        for name, colour in colours.items():
+            query = np.asarray([[*(channel / 255 for channel in colour), CONSTANT]], np.float32)
+            hit = catalogue.search(query, k=1)[0][0]
+            assert (hit.lesion_id, hit.source, hit.label) == (name, "squares", "nv")
+            assert hit.record == {"itch": False, "age_years": 40.0}
+            assert hit.score == pytest.approx(1.0, abs=1e-4)
+    files = {file.name for file in (tmp_path / "catalogue").iterdir()}
+    assert files == {"catalogue.sqlite", "vectors.faiss", "vectors.json"}
+
+
+def test_the_images_of_a_lesion_are_pooled_by_their_mean(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    rows = [row(1, RED, lesion="a"), row(2, GREEN, lesion="b"), row(3, BLUE, lesion="a")]
+    cohort = make_cohort(rows)
+    build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS, batch_size=1)
+    with opened(tmp_path / "c", bundle) as catalogue:
+        stored = catalogue.lesion("a")
+        half = [(r + b) / 2 / 255 for r, b in zip(RED, BLUE, strict=True)]
+        np.testing.assert_allclose(stored.embedding, [*half, CONSTANT], atol=0.02)
+        hashes = [content_hash(decode_image(rows[n].image)) for n in (0, 2)]
+        assert list(stored.content_hashes) == hashes
+        assert {les.lesion_id for les in catalogue.lesions_with_content(hashes[1:])} == {"a"}
+
+
+def test_a_thumbnail_is_a_small_jpeg_that_carries_nothing_else(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "Jane Doe"
+    photo = Image.new("RGB", (400, 300), RED)
+    photo.save(buffer, "JPEG", exif=exif, comment=b"Jane Doe")
+    cohort = make_cohort([row(1, image=buffer.getvalue())])
+    build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)
+    with opened(tmp_path / "c", bundle) as catalogue:
+        data = catalogue.thumbnail("lesion-1")
+    thumbnail = Image.open(io.BytesIO(data))
+    assert (thumbnail.format, thumbnail.size) == ("JPEG", (192, 144))
+    assert b"Jane" not in data
+    assert b"Jane" not in (tmp_path / "c" / "catalogue.sqlite").read_bytes()
+    assert len(data) < 10_000
+
+
+def test_a_small_picture_is_not_enlarged_for_its_thumbnail() -> None:
+    small = Image.open(io.BytesIO(make_thumbnail(Image.new("RGB", (20, 10)))))
+    assert small.size == (20, 10)
+
+
+def test_everything_left_out_is_reported(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    rows = [
+        row(1, lesion="a", image=truncated()),
+        row(2, lesion="a", record={"age_years": 150.0}, label=None, malignant=None),
+        row(3, lesion="b", image=truncated()),
+        row(4, lesion="c", record={"anatom_site": "moon", "age_years": 30.0}),
+        row(5, lesion="c", record={"anatom_site": "moon", "age_years": 35.0}, label="mel"),
+    ]
+    cohort = make_cohort(rows)
+    path = tmp_path / "c"
+    report = build_catalogue(bundle, FakeEncoders(), cohort, path, splits=SPLITS)
+    assert (report.lesions, report.images) == (2, 3)
+    assert report.fields_left_out == ("smoke",)
+    assert report.unreadable == [
+        UnreadableImage("image-1", "a", report.unreadable[0].reason),
+        UnreadableImage("image-3", "b", report.unreadable[1].reason),
+    ]
+    assert "truncated" in report.unreadable[0].reason
+    assert report.lesions_without_image == ["b"]
+    assert [(v.lesion_id, v.field) for v in report.rejected_values] == [
+        ("a", "age_years"),
+        ("c", "anatom_site"),
+    ]
+    assert "150" in report.rejected_values[0].reason
+    assert report.disagreements == [
+        Disagreement("c", "label", ("nv", "mel")),
+        Disagreement("c", "age_years", (30.0, 35.0)),
+    ]
+    with opened(path, bundle) as catalogue:
+        assert catalogue.lesion("a").record == {"itch": False, "age_years": 40.0}
+        assert (catalogue.lesion("a").label, catalogue.lesion("a").malignant) == ("nv", False)
+        assert catalogue.lesion("c").record == {"age_years": 30.0}
+        assert len(catalogue.lesion("a").content_hashes) == 1
+
+
+def test_lesions_of_other_splits_stay_out(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    rows = [row(n, patient_id=f"patient-{n}") for n in range(20)]
+    cohort = make_cohort(rows)
+    report = build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c")
+    with opened(tmp_path / "c", bundle) as catalogue:
+        (hits,) = catalogue.search(np.ones((1, 4), np.float32), k=99)
+    training = set(cohort.table("train")["lesion_id"].to_pylist())
+    assert {hit.lesion_id for hit in hits} == training
+    assert report.lesions == len(training) < 20
+
+
+def test_a_second_cohort_may_be_added_later(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    first, second = make_cohort([row(1)]), make_cohort([row(2), row(3, GREEN)], name="more")
+    build_catalogue(bundle, FakeEncoders(), first, tmp_path / "c", splits=SPLITS)
+    with opened(tmp_path / "c", bundle) as catalogue:
+        report = add_cohort(catalogue, bundle, FakeEncoders(), second, splits=SPLITS)
+        catalogue.save()
+        assert (report.lesions, len(catalogue)) == (2, 3)
+        assert catalogue.lesion("lesion-3").source == "more"
+        with pytest.raises(CatalogueError, match="such as 'lesion-1'"):
+            add_cohort(catalogue, bundle, FakeEncoders(), first, splits=SPLITS)
+
+
+def test_no_catalogue_appears_when_none_can_be_made(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path
+) -> None:
+    broken = make_cohort([row(1, image=truncated())])
+    before = set(tmp_path.iterdir())
+    with pytest.raises(CatalogueError, match=r"got 1 that cannot: .*truncated"):
+        build_catalogue(bundle, FakeEncoders(), broken, tmp_path / "c", splits=SPLITS)
+    with pytest.raises(CatalogueError, match="expected splits among train, val, cal, test"):
+        build_catalogue(bundle, FakeEncoders(), broken, tmp_path / "c", splits=("trian",))
+    with pytest.raises(CatalogueError, match="no split, got none"):
+        build_catalogue(bundle, FakeEncoders(), broken, tmp_path / "c", splits=())
+    with pytest.raises(CatalogueError, match="batch_size: expected 1 or more"):
+        build_catalogue(bundle, FakeEncoders(), broken, tmp_path / "c", batch_size=0)
+    assert set(tmp_path.iterdir()) == before
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine").write_text("")
+    with pytest.raises(BundleError, match="exists"):
+        build_catalogue(bundle, FakeEncoders(), broken, tmp_path / "c", splits=SPLITS)
+
+
+def test_chunks_keep_lesions_whole_and_in_order(make_cohort: MakeCohort) -> None:
+    rows = [row(n, lesion=f"lesion-{n // 3}") for n in range(20)]
+    lesions = cohort_lesions(make_cohort(rows), SPLITS)
+    made = list(chunks(lesions, images=5))
+    assert [lesion for chunk in made for lesion in chunk] == lesions
+    assert [sum(len(lesion.images) for lesion in chunk) for chunk in made] == [6, 6, 6, 2]
+    assert list(chunks(lesions[:2], images=6)) == [lesions[:2]]
+
+
+def test_a_report_starts_empty() -> None:
+    report = BuildReport()
+    rejected: list[RejectedValue] = report.rejected_values
+    assert rejected == BuildReport().rejected_values == []

@@ -1,0 +1,127 @@
+"""Who is served now: room, time, and threads that do not come back."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from bundle.calibration import FloatArray
+from bundle.errors import Overloaded
+from service.errors import TimedOut
+from service.runtime import Runtime
+from service.scheduling import Scheduler
+from tests.fakes import RED, FakeEncoders, draw_image
+from tests.service.asking import ask, assert_error
+
+
+@dataclass(frozen=True)
+class Blocked(FakeEncoders):
+    """A model that answers only once it may."""
+
+    may: threading.Event = field(default_factory=threading.Event)
+
+    def embed_images(self, pixels: FloatArray) -> FloatArray:
+        assert self.may.wait(10)
+        return super().embed_images(pixels)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("the condition did not come true within 5 s")
+
+
+def test_more_requests_than_may_wait_are_turned_away_and_served_later(
+    make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
+) -> None:
+    encoders = Blocked()
+    app = make_app(make_runtime(encoders=encoders), max_concurrency=1, max_queue=2)
+    scheduler = app.state.service.scheduler
+    with TestClient(app) as client, ThreadPoolExecutor(3) as callers:
+        inside = [callers.submit(ask, client, "/embed", draw_image(RED)) for _ in range(3)]
+        wait_for(lambda: scheduler.admitted == 3)
+        response = ask(client, "/embed", draw_image(RED))
+        assert_error(response, 429, "overloaded", "at most 3 requests")
+        assert response.headers["retry-after"] == "2"
+        assert client.get("/readyz").status_code == 200
+        assert "slimp_requests_admitted 3.0" in client.get("/metrics").text
+        encoders.may.set()
+        assert [one.result().status_code for one in inside] == [200, 200, 200]
+        assert ask(client, "/embed", draw_image(RED)).status_code == 200
+        assert scheduler.admitted == 0
+
+
+def test_a_request_whose_time_is_over_is_answered_and_a_stall_is_said(
+    make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
+) -> None:
+    encoders = Blocked()
+    app = make_app(make_runtime(encoders=encoders), max_concurrency=1, request_timeout_s=0.2)
+    with TestClient(app) as client:
+        response = ask(client, "/embed", draw_image(RED))
+        assert_error(response, 503, "timed_out", "0.2 s")
+        assert_error(client.get("/readyz"), 503, "stalled")
+        encoders.may.set()
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert ask(client, "/embed", draw_image(RED)).status_code == 200
+
+
+def test_work_that_waits_when_its_time_is_over_is_never_done() -> None:
+    done = []
+
+    async def run() -> None:
+        scheduler = Scheduler(max_concurrency=1, max_queue=5, timeout_s=0.1)
+        free = threading.Event()
+
+        async def ask_for(work: Callable[[], object]) -> None:
+            with pytest.raises(TimedOut):
+                async with scheduler.admit():
+                    await scheduler.run(work)
+
+        await asyncio.gather(ask_for(lambda: free.wait(5)), ask_for(lambda: done.append(1)))
+        assert scheduler.admitted == 1
+        assert scheduler.is_stalled
+        free.set()
+        while scheduler.admitted:
+            await asyncio.sleep(0.01)
+        assert not scheduler.is_stalled
+        scheduler.close()
+
+    asyncio.run(run())
+    assert done == []
+
+
+def test_a_place_is_given_back_whatever_happens_inside() -> None:
+    async def run() -> None:
+        scheduler = Scheduler(max_concurrency=1, max_queue=0, timeout_s=5)
+        with pytest.raises(ValueError, match="inside"):
+            async with scheduler.admit():
+                raise ValueError("inside")
+        async with scheduler.admit():
+            with pytest.raises(Overloaded):
+                async with scheduler.admit():
+                    pass
+        assert scheduler.admitted == 0
+        scheduler.close()
+
+    asyncio.run(run())
+
+
+def test_errors_of_the_work_reach_its_caller() -> None:
+    def fail() -> None:
+        raise KeyError("work")
+
+    async def run() -> None:
+        scheduler = Scheduler(max_concurrency=1, max_queue=0, timeout_s=5)
+        with pytest.raises(KeyError):
+            await scheduler.run(fail)
+        scheduler.close()
+
+    asyncio.run(run())

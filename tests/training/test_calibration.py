@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from bundle.calibration import Conformal, prediction_set, softmax
+from bundle.quality import quality_reasons
+from training.calibration import (
+    MIN_LABEL_LESIONS,
+    conformal_quantile,
+    fit_condition,
+    fit_conformal,
+    fit_novelty,
+    fit_quality,
+    operating_points,
+)
+
+PRIOR = np.array([0.7, 0.2, 0.1], np.float32)
+
+
+def drawn(
+    scores: np.ndarray[tuple[int, ...], np.dtype[np.float32]], rng: np.random.Generator
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return labels that follow the probabilities of the scores."""
+    cumulated = softmax(scores).cumsum(1)
+    return (rng.random((len(scores), 1)) > cumulated).sum(1).clip(max=scores.shape[1] - 1)
+
+
+def test_temperature_and_bias_undo_a_planted_miscalibration() -> None:
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 1.5, (4000, 3)).astype(np.float32)
+    label = drawn(honest + np.log(PRIOR) + np.array([0, 0.8, 0], np.float32), rng)
+    fitted = fit_condition(honest * 2.5, label, PRIOR, alpha=0.1)
+    assert fitted.temperature == pytest.approx(2.5, rel=0.1)
+    bias = np.array(fitted.bias) - np.log(PRIOR)
+    np.testing.assert_allclose(bias - bias[0], [0, 0.8, 0], atol=0.2)
+    assert fitted.expected_calibration_error < 0.03
+    assert fitted.lesions == 4000
+
+
+def test_few_lesions_leave_the_bias_near_the_prior() -> None:
+    label = np.array([0, 1, 2, 0])
+    fitted = fit_condition(np.zeros((4, 3), np.float32), label, PRIOR, alpha=0.1)
+    assert np.abs(np.array(fitted.bias) - np.log(PRIOR)).max() < 1.5
+    assert np.isfinite(fitted.temperature)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 10, 19, 57])
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.3])
+def test_the_conformal_quantile_is_the_smallest_that_covers_enough(
+    count: int, alpha: float
+) -> None:
+    misfit = np.random.default_rng(count).random(count).astype(np.float32)
+    wanted = (count + 1) * (1 - alpha)
+    enough = [float(m) for m in sorted(misfit) if (misfit <= m).sum() >= wanted - 1e-9]
+    assert conformal_quantile(misfit, alpha) == (enough[0] if enough else 1.0)
+
+
+def test_conformal_sets_hold_the_truth_as_often_as_promised() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.normal(0, 1.5, (3000, 3)).astype(np.float32)
+    label, probabilities = drawn(scores, rng), softmax(scores)
+    conformal = fit_conformal(probabilities[:1000], label[:1000], alpha=0.1)
+    held = [
+        int(true) in prediction_set(row, conformal)
+        for row, true in zip(probabilities[1000:], label[1000:], strict=True)
+    ]
+    # Beside the test rows' own chance, each label's quantile of about 330 lesions has its own.
+    low, high = binom.ppf([0.0005, 0.9995], 2000, 0.9) / 2000
+    assert low - 0.01 <= np.mean(held) <= high + 0.03
+    assert conformal.scope == ("label",) * 3
+
+
+def test_a_rare_label_takes_the_quantile_of_all() -> None:
+    label = np.array([0] * MIN_LABEL_LESIONS + [1] * (MIN_LABEL_LESIONS - 1))
+    probabilities = softmax(np.random.default_rng(0).normal(0, 1, (59, 2)).astype(np.float32))
+    conformal = fit_conformal(probabilities, label, alpha=0.2)
+    misfit = 1 - probabilities[np.arange(59), label]
+    assert isinstance(conformal, Conformal)
+    assert conformal.scope == ("label", "marginal")
+    assert conformal.quantiles == (
+        conformal_quantile(misfit[:MIN_LABEL_LESIONS], 0.2),
+        conformal_quantile(misfit, 0.2),
+    )
+    assert (conformal.alpha, conformal.lesions) == (0.2, 59)
+
+
+@pytest.mark.parametrize("count", [5, 30, 40, 200])
+def test_operating_points_keep_what_their_names_promise(count: int) -> None:
+    rng = np.random.default_rng(count)
+    malignant = np.arange(count) % 3 == 0
+    score = (rng.random(count) + 0.3 * malignant).astype(np.float32)
+    sensitive, specific = operating_points(score, malignant, "given")
+    assert sensitive.name == "sensitivity_95"
+    assert specific.name == "specificity_95"
+    for point in (sensitive, specific):
+        called = score >= point.threshold
+        assert point.condition == "given"
+        assert point.sensitivity == pytest.approx(called[malignant].mean())
+        assert point.specificity == pytest.approx(1 - called[~malignant].mean())
+        for value, (low, high) in (
+            (point.sensitivity, point.sensitivity_interval),
+            (point.specificity, point.specificity_interval),
+        ):
+            assert 0 <= low <= value <= high <= 1
+    assert sensitive.sensitivity >= 0.95
+    assert specific.specificity >= 0.95
+
+
+def test_the_interval_of_an_operating_point_is_wilsons() -> None:
+    malignant = np.array([True] * 10 + [False] * 10)
+    point = operating_points(malignant.astype(np.float32), malignant, "missing")[0]
+    z2 = 1.959964**2
+    assert point.sensitivity_interval == pytest.approx((10 / (10 + z2), 1.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("side", [True, False])
+def test_there_are_no_operating_points_where_only_one_side_occurs(side: bool) -> None:
+    assert operating_points(np.ones(4, np.float32), np.full(4, side), "given") == ()
+
+
+def test_quality_refuses_what_is_worse_than_every_calibration_picture_by_far() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [
+        {
+            "min_side_px": float(rng.integers(200, 400)),
+            "sharpness": float(rng.uniform(0.1, 0.2)),
+            "brightness": float(rng.uniform(0.4, 0.7)),
+            "contrast": float(rng.uniform(0.1, 0.3)),
+        }
+        for _ in range(50)
+    ]
+    fitted = fit_quality(pictures, 64)
+    assert fitted.min_side_px == 32
+    assert [quality_reasons(p, fitted) for p in pictures] == [[]] * 50
+    worse = {
+        "min_side_px": (31, "too_small"),
+        "sharpness": (0.04, "blurred"),
+        "brightness": (0.2, "too_dark"),
+        "contrast": (0.04, "no_contrast"),
+    }
+    for name, (value, reason) in worse.items():
+        assert quality_reasons({**pictures[0], name: value}, fitted) == [reason]
+    assert quality_reasons({**pictures[0], "brightness": 0.9}, fitted) == ["too_bright"]
+    assert fit_quality([{**pictures[0], "min_side_px": 20}], 64).min_side_px == 20
+
+
+def test_novelty_is_about_one_for_the_training_lesions_and_large_off_them() -> None:
+    rng = np.random.default_rng(0)
+    label = np.arange(400) % 2 * 2
+    spread = np.array([3.0, 2.0, 1.0, 0.1, 0.1, 0.1])
+    embeddings = (rng.normal(0, 1, (400, 6)) * spread).astype(np.float32)
+    embeddings[label == 2, 0] += 8
+    model = fit_novelty(embeddings, label, explained=0.95)
+    assert model.components.shape == (3, 6)
+    np.testing.assert_allclose(model.components @ model.components.T, np.eye(3), atol=1e-5)
+    assert model.score(embeddings).mean() == pytest.approx(0.9, abs=0.15)
+    off = np.zeros((2, 6), np.float32)
+    off[0, 5], off[1, 1] = 3, 25
+    assert (model.score(off) > 3).all()
+    # The labels' means are the reference, not the middle between them.
+    means = np.stack([embeddings[label == k].mean(0) for k in (0, 2)])
+    middle = embeddings.mean(0, keepdims=True)
+    assert model.score(means).max() < model.score(middle)[0]
+    assert fit_novelty(embeddings, label, most=2).components.shape == (2, 6)

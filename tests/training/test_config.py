@@ -1,0 +1,57 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import InvalidSettings
+from bundle.images import ImageInput
+from training.config import Config, read_config
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.toml"
+
+
+def test_a_file_names_what_differs_from_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text("seed = 3\n[image]\nsize_px = 64\nresize_px = 72\n")
+    config = read_config(file)
+    assert config.seed == 3
+    assert config.image.input == ImageInput(size_px=64, resize_px=72)
+    assert config.record == Config().record
+
+
+def test_the_demos_file_is_accepted() -> None:
+    assert read_config(DEMO).image.size_px == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("sead = 3", "sead"),
+        ("[image]\nsize = 64", r"image\.size"),
+        ("[objective]\nlesion_weight = 1.5", r"objective\.lesion_weight"),
+        ("[objective]\npooling = 'median'", r"objective\.pooling"),
+        ("[optimiser]\nepochs = 0", r"optimiser\.epochs"),
+        ("[fit]\nalpha = 'small'", r"fit\.alpha"),
+        ("precision = 'fp8'", "precision"),
+        ("[image]\nsize_px = 300", r"image\.resize_px"),
+    ],
+)
+def test_a_refusal_names_the_file_and_the_key(tmp_path: Path, content: str, key: str) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text(content)
+    with pytest.raises(InvalidSettings, match=rf"experiment\.toml: .*{key}"):
+        read_config(file)
+
+
+def test_a_file_that_is_absent_or_no_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="cannot be read"):
+        read_config(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("seed = = 3")
+    with pytest.raises(InvalidSettings, match="not TOML"):
+        read_config(tmp_path / "broken.toml")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"fit": {"alpha": 0.2}}])
+def test_the_hash_names_the_settings(change: dict[str, Any]) -> None:
+    assert Config().sha256() == Config(seed=0).sha256()
+    assert Config.model_validate(change).sha256() != Config().sha256()

@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from training.losses import identical_rows, info_nce
+
+
+def slow_info_nce(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    scale: float,
+    excluded: torch.Tensor,
+    valid: torch.Tensor,
+) -> tuple[float, float]:
+    """Return loss and mean negatives, pair by pair as the definition reads."""
+    anchors = [i for i in range(len(first)) if valid[i]]
+    total, negatives = 0.0, 0
+    for here, there, hidden in ((first, second, excluded), (second, first, excluded.T)):
+        for i in anchors:
+            others = [j for j in anchors if j == i or not hidden[i, j]]
+            scores = [scale * float(here[i] @ there[j]) for j in others]
+            own = scale * float(here[i] @ there[i])
+            total += math.log(sum(math.exp(s) for s in scores)) - own
+            negatives += len(others) - 1
+    return total / len(anchors) / 2, negatives / len(anchors) / 2
+
+
+def random_pairs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    first, second = (
+        normalize(torch.randn(count, 5, generator=random, dtype=torch.double), dim=1)
+        for _ in range(2)
+    )
+    return first, second, torch.rand(count, count, generator=random)
+
+
+@pytest.mark.parametrize(("count", "seed"), [(7, 0), (7, 1), (11, 2), (11, 3)])
+def test_info_nce_equals_a_double_loop_over_pairs(count: int, seed: int) -> None:
+    first, second, chance = random_pairs(count, seed)
+    excluded = chance < 0.3
+    valid = torch.arange(count) % 5 != 3
+    term = info_nce(first, second, torch.tensor(4.0), excluded=excluded, valid=valid)
+    loss, negatives = slow_info_nce(first, second, 4.0, excluded, valid)
+    assert term.loss.item() == pytest.approx(loss, rel=1e-5)
+    assert term.negatives == pytest.approx(negatives)
+
+
+@pytest.mark.parametrize("count", [2, 7, 11])
+def test_pairs_that_cannot_be_told_apart_cost_the_logarithm_of_their_number(count: int) -> None:
+    same = normalize(torch.ones(count, 3), dim=1)
+    nothing = torch.zeros(count, count, dtype=torch.bool)
+    everyone = torch.ones(count, dtype=torch.bool)
+    term = info_nce(same, same, torch.tensor(10.0), excluded=nothing, valid=everyone)
+    assert term.loss.item() == pytest.approx(math.log(count), rel=1e-6)
+    assert term.negatives == count - 1
+
+
+def test_orthogonal_partners_at_a_large_scale_cost_nothing() -> None:
+    axes = torch.eye(7)
+    term = info_nce(
+        axes,
+        axes,
+        torch.tensor(100.0),
+        excluded=torch.zeros(7, 7, dtype=torch.bool),
+        valid=torch.ones(7, dtype=torch.bool),
+    )
+    assert term.loss.item() == pytest.approx(0, abs=1e-6)
+    assert term.accuracy == 1
+
+
+def test_a_pair_without_a_negative_costs_nothing_and_the_diagonal_is_ignored() -> None:
+    first, second, _ = random_pairs(7, 0)
+    term = info_nce(
+        first,
+        second,
+        torch.tensor(4.0),
+        excluded=torch.ones(7, 7, dtype=torch.bool),
+        valid=torch.ones(7, dtype=torch.bool),
+    )
+    assert term.loss.item() == 0
+    assert term.negatives == 0
+
+
+def test_an_excluded_pair_changes_nothing() -> None:
+    """Rows 0 and 1 of the second side are hidden from anchor 2: moving them moves no part of it."""
+    first, second, _ = random_pairs(7, 4)
+    first.requires_grad_(True)
+    excluded = torch.ones(7, 7, dtype=torch.bool)
+    excluded[2, 3] = False
+    term = info_nce(
+        first,
+        second,
+        torch.tensor(4.0),
+        excluded=excluded,
+        valid=torch.ones(7, dtype=torch.bool),
+    )
+    term.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+    assert first.grad is not None
+    touched = first.grad.abs().sum(1) > 0
+    assert touched.tolist() == [False, False, True, False, False, False, False]
+
+
+def test_a_pair_that_takes_no_part_changes_nothing() -> None:
+    first, second, chance = random_pairs(7, 5)
+    valid = torch.tensor([True, True, False, True, True, False, True])
+    excluded = chance < 0.2
+    whole = info_nce(first, second, torch.tensor(4.0), excluded=excluded, valid=valid)
+    changed = torch.where(valid[:, None], first, -first.flip(1))
+    again = info_nce(changed, second, torch.tensor(4.0), excluded=excluded, valid=valid)
+    kept = info_nce(
+        first[valid],
+        second[valid],
+        torch.tensor(4.0),
+        excluded=excluded[valid][:, valid],
+        valid=torch.ones(5, dtype=torch.bool),
+    )
+    assert whole == again == kept
+
+
+@pytest.mark.parametrize("anchors", [0, 1])
+def test_a_batch_without_two_valid_pairs_gives_a_zero_that_has_a_gradient(anchors: int) -> None:
+    first, second, _ = random_pairs(7, 6)
+    first.requires_grad_(True)
+    term = info_nce(
+        first,
+        second,
+        torch.tensor(4.0),
+        excluded=torch.zeros(7, 7, dtype=torch.bool),
+        valid=torch.arange(7) < anchors,
+    )
+    term.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+    assert term.loss.item() == 0
+    assert (term.negatives, term.accuracy) == (0, 0)
+    assert first.grad is not None
+    assert not first.grad.any()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(11, 2), (7, 3), (3, 1)])
+def test_identical_rows_agree_with_a_comparison_field_by_field(rows: int, columns: int) -> None:
+    rng = np.random.default_rng(rows)
+    values = torch.from_numpy(rng.integers(0, 2, (rows, columns)).astype(np.float32))
+    present = torch.from_numpy(rng.random((rows, columns)) < 0.6)
+    records = [
+        [float(v) if p else None for v, p in zip(row, there, strict=True)]
+        for row, there in zip(values.tolist(), present.tolist(), strict=True)
+    ]
+    expected = [[one == other for other in records] for one in records]
+    assert identical_rows(values, present).tolist() == expected
+
+
+def test_a_missing_value_is_not_a_real_zero() -> None:
+    same = identical_rows(torch.zeros(2, 1), torch.tensor([[True], [False]]))
+    assert same.tolist() == [[True, False], [False, True]]

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from bundle.calibration import Extrapolation
+from bundle.encoder import unit_norm
+from cohort.cohort import Cohort
+from tests.training.squares import LABELS
+from training.data import Rows, fit_schema, load_rows
+from training.neighbours import Neighbours, fit_extrapolation
+
+DIM = 4
+
+
+@pytest.fixture(scope="module")
+def rows(cohort: Cohort) -> Rows:
+    return load_rows(cohort, ["train"], LABELS).take(np.arange(23))
+
+
+def embeddings_of(rows: Rows) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(0).normal(0, 1, (len(rows), DIM)).astype(np.float32)
+
+
+def test_neighbours_are_those_of_a_search_lesion_by_lesion(rows: Rows) -> None:
+    embeddings = embeddings_of(rows)
+    reference = Neighbours(rows, embeddings)
+    lesion_ids = list(dict.fromkeys(rows.lesion_id))
+    assert sorted(reference.rows.lesion_id) == sorted(lesion_ids)
+    scores, nearest = reference.search(rows, embeddings, 7)
+    assert scores.shape == nearest.shape == (23, 7)
+    means = {
+        lesion: embeddings[[i for i, own in enumerate(rows.lesion_id) if own == lesion]].mean(0)
+        for lesion in lesion_ids
+    }
+    group = dict(zip(rows.lesion_id, rows.group_id, strict=True))
+    units = unit_norm(embeddings)
+    for row in range(len(rows)):
+        others = [lesion for lesion in lesion_ids if group[lesion] != rows.group_id[row]]
+        known = {k: float(units[row] @ means[k] / np.linalg.norm(means[k])) for k in others}
+        best = sorted(known.values(), reverse=True)[:7]
+        np.testing.assert_allclose(scores[row], best, atol=1e-5)
+        for score, place in zip(scores[row], nearest[row], strict=True):
+            assert known[reference.rows.lesion_id[place]] == pytest.approx(score, abs=1e-5)
+
+
+def test_no_more_neighbours_come_than_there_are_lesions(rows: Rows) -> None:
+    embeddings = embeddings_of(rows)
+    scores, _ = Neighbours(rows, embeddings).search(rows, embeddings, 1000)
+    assert scores.shape[1] == len(set(rows.lesion_id))
+    own = np.isinf(scores).sum(1)
+    patients = [len({k for k, g in zip(rows.lesion_id, rows.group_id) if g == p}) for p in rows.group_id]
+    assert own.tolist() == patients
+
+
+def test_extrapolated_records_come_from_other_patients_alone(cohort: Cohort, rows: Rows) -> None:
+    """One patient's rows have a site that no other row has: nobody's own site is guessed."""
+    schema = fit_schema(cohort.schema, rows)
+    first = rows.group_id[0]
+    for record, group in zip(rows.records, rows.group_id, strict=True):
+        record["anatom_site"] = "scalp" if group == first else "back"
+    settings = Extrapolation(neighbours=5, min_similarity=-1, min_agreement=0.5)
+    embeddings = np.ones((len(rows), DIM), np.float32)
+    reference = Neighbours(rows, embeddings)
+    records = reference.extrapolated(rows, embeddings, schema, settings, batch=5)
+    assert len(records) == len(rows)
+    own = [r for r, g in zip(records, rows.group_id, strict=True) if g == first]
+    assert {r["anatom_site"] for r in own} == {"back"}
+    assert all(set(r) == set(schema.names) for r in records)
+
+
+def test_neighbours_that_are_too_few_leave_a_field_open(cohort: Cohort, rows: Rows) -> None:
+    one = rows.take(np.array(rows.group_id) == rows.group_id[0])
+    embeddings = embeddings_of(one)
+    schema = fit_schema(cohort.schema, rows)
+    records = Neighbours(one, embeddings).extrapolated(one, embeddings, schema, Extrapolation())
+    assert {value for record in records for value in record.values()} == {None}
+
+
+def test_the_farthest_calibration_lesions_get_no_answer() -> None:
+    scores = np.sort(np.random.default_rng(0).random((100, 15)), axis=1)[:, ::-1].astype(np.float32)
+    settings = fit_extrapolation(scores, neighbours=15, quantile=0.05)
+    assert (settings.neighbours, settings.min_support) == (15, 3)
+    answered = (scores >= settings.min_similarity).sum(1) >= 3
+    assert answered.mean() == 0.95
+    few = fit_extrapolation(scores[:, :2], neighbours=15)
+    assert few.min_similarity == pytest.approx(np.quantile(scores[:, 1], 0.02))
+    alone = fit_extrapolation(np.full((4, 3), -np.inf, np.float32), neighbours=15)
+    assert alone.min_similarity == -1

@@ -1,0 +1,63 @@
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.sampler import PatientBatches
+
+PATIENTS = st.lists(st.integers(0, 6), min_size=1, max_size=30)
+SIZES = st.integers(1, 5)
+
+
+def sampler_of(
+    patient: list[int], patients: int = 3, lesions: int = 2, seed: int = 0
+) -> PatientBatches:
+    numbers: npt.NDArray[np.int64] = np.array(patient, np.int64)
+    return PatientBatches(numbers, patients=patients, lesions=lesions, seed=seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PATIENTS, SIZES, SIZES, st.integers(0, 3), st.integers(0, 3))
+def test_an_epoch_shows_every_row_once_in_batches_of_distinct_patients(
+    patient: list[int], patients: int, lesions: int, seed: int, epoch: int
+) -> None:
+    sampler = sampler_of(patient, patients, lesions, seed)
+    sampler.start(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(patient)))
+    for batch in batches:
+        shown = [patient[row] for row in batch]
+        runs = [p for i, p in enumerate(shown) if i == 0 or shown[i - 1] != p]
+        assert len(runs) == len(set(shown)) <= patients  # a patient's rows lie together
+        assert max(shown.count(p) for p in shown) <= lesions
+
+
+@settings(max_examples=30, deadline=None)
+@given(PATIENTS, st.integers(0, 20))
+def test_a_start_after_some_batches_goes_on_as_the_whole_epoch_does(
+    patient: list[int], skip: int
+) -> None:
+    sampler = sampler_of(patient)
+    sampler.start(2)
+    whole = list(sampler)
+    sampler.start(2, skip)
+    assert list(sampler) == whole[skip:]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
+    patient = [i // 4 for i in range(40)]
+
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = sampler_of(patient, seed=seed)
+        sampler.start(epoch)
+        return list(sampler)
+
+    used = sampler_of(patient)
+    for epoch in range(3):
+        used.start(epoch)
+        assert list(used) == order(0, epoch)
+    np.random.default_rng().random()
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)

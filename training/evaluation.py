@@ -1,0 +1,351 @@
+"""How good a fitted run or a bundle is on a cohort: figures, tables, plots and predictions.
+
+Every figure is of all images of the chosen splits, those that a service would call not assessable
+included; what cannot be computed is null with the reason. Patients (lesions where there are no
+patient ids) are resampled for the intervals, so that a patient's pictures stand or fall together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import CohortError, SeenGroups, TrainingError
+from bundle.fields import Record
+from bundle.quality import quality_reasons
+from bundle.store import staged_folder
+from cohort.cohort import Cohort
+from cohort.splits import SPLITS
+from index.catalogue import Catalogue
+from training.anchor import Anchor, compare_with_anchor, read_anchor
+from training.company import judge_company, lesion_table
+from training.conditions import (
+    CONDITION_NAMES,
+    Accepted,
+    Answers,
+    absent,
+    accept_records,
+    answer,
+    compare_fields,
+    hide_values,
+    neighbours_records,
+)
+from training.data import Rows, load_rows
+from training.features import ImageFeatures, embed_rows
+from training.fitted import FittedModel, open_fitted
+from training.report import Evaluation, write_report
+from training.resampling import SAMPLES
+from training.scores import MEANING, Raw, Scored, Truth, compare, find_truth, headline, null, score
+
+FloatArray = npt.NDArray[np.float32]
+Report = Callable[[str, int, int], None]
+SEED = 0
+HIDDEN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+NO_CATALOGUE = "no catalogue"
+NO_FIELDS = "the cohort has no metadata field that the model reads"
+DIFFERENCES = (("given", "image"), ("given", "metadata"), ("extrapolated", "image"))
+CALIBRATED_AS = {
+    "image": "missing",
+    "metadata": "given: metadata without an image has no calibration of its own",
+    "given": "given; missing where a record is empty",
+    "extrapolated": "extrapolated; missing where neighbours abstain on every field",
+}
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def evaluate(
+    model: Path,
+    cohort: Cohort,
+    out: Path,
+    *,
+    splits: Sequence[str] = ("test",),
+    catalogue: Path | None = None,
+    against: Path | None = None,
+    allow_seen: bool = False,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Evaluate a model on a cohort, write the folder `out` and return `metrics.json`'s content.
+
+    Args:
+        model: a fitted run or a bundle.
+        cohort: a cohort, with the model's labels or others.
+        out: the folder that is made; must not exist or be empty.
+        splits: any of train, val, cal, test, or "all".
+        catalogue: the bundle's catalogue, for extrapolated metadata.
+        against: another's answers to the same images, an `.npz` as `training/anchor.py` says.
+        allow_seen: evaluate on groups that the model was shown, and mark every table.
+        report: called with stage, done and total.
+
+    Raises:
+        SeenGroups: the model was shown some of these groups, or does not say.
+        CohortError: there is no such split, or the splits are empty.
+        TrainingError: the model or `against` cannot be used.
+        CatalogueError: the catalogue is not the bundle's.
+    """
+    with staged_folder(out) as stage:
+        fitted = open_fitted(model)
+        rows = _choose_rows(cohort, splits, fitted)
+        seen = check_seen(fitted, set(rows.group_id), allow_seen=allow_seen)
+        anchor = None if against is None else read_anchor(against, fitted.labels)
+        judging = Judging(fitted, cohort, rows, report)
+        evaluation = judging.run(catalogue, anchor)
+        chosen = list(dict.fromkeys(rows.split.tolist()))
+        metrics = {
+            "model": _describe_model(fitted),
+            "cohort": judging.describe_cohort(chosen),
+            "seen": seen,
+            **evaluation.metrics,
+        }
+        write_report(stage, evaluation.with_metrics(metrics))
+    return metrics
+
+
+def _choose_rows(cohort: Cohort, splits: Sequence[str], fitted: FittedModel) -> Rows:
+    chosen = SPLITS if "all" in splits else splits
+    if unknown := [split for split in chosen if split not in SPLITS]:
+        raise CohortError(f"expected splits among {', '.join(SPLITS)} or all, got {unknown[0]!r}")
+    rows = load_rows(cohort, chosen, fitted.labels)
+    if not len(rows):
+        raise CohortError(
+            f"{cohort.info.name}: expected images in {', '.join(chosen) or 'no split'}, got none"
+        )
+    return rows
+
+
+def check_seen(fitted: FittedModel, groups: set[str], *, allow_seen: bool) -> dict[str, Any]:
+    """Return how many groups the model was shown, and the mark that tables then carry.
+
+    Raises:
+        SeenGroups: some were, or the model does not say, and that is not allowed.
+    """
+    overlap = fitted.overlap(groups)
+    if overlap is not None and not overlap:
+        return {"groups": 0, "mark": None}
+    if overlap is None:
+        count, mark = None, "may include groups seen in training: the bundle does not say"
+        problem = "this bundle does not say which groups it was shown"
+    else:
+        count, mark = len(overlap), "includes groups seen in training"
+        problem = f"the model was shown {len(overlap)} of these {len(groups)} groups in training"
+    if not allow_seen:
+        raise SeenGroups(
+            f"expected groups that training did not see: {problem}; evaluate another split or "
+            "cohort, or allow it with --allow-seen, which marks every table"
+        )
+    return {"groups": count, "mark": mark}
+
+
+def _describe_model(fitted: FittedModel) -> dict[str, Any]:
+    return {
+        "kind": fitted.kind,
+        "id": fitted.id,
+        "variant": fitted.variant,
+        "labels": list(fitted.labels),
+        "malignant_labels": list(fitted.malignant_labels),
+    }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The answers and figures of the conditions that there are, and why others are not."""
+
+    answers: dict[str, Answers]
+    scored: dict[str, Scored]
+    reasons: dict[str, str]
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            name: null(self.reasons[name])
+            if name in self.reasons
+            else {"calibrated_as": CALIBRATED_AS[name], **self.scored[name].figures}
+            for name in CONDITION_NAMES
+        }
+
+    def differences(self) -> dict[str, Any]:
+        return {
+            f"{first} - {second}": null(self._reason(first, second))
+            if first in self.reasons or second in self.reasons
+            else compare(self.scored[first].draws, self.scored[second].draws)
+            for first, second in DIFFERENCES
+        }
+
+    def _reason(self, *names: str) -> str:
+        return next(self.reasons[name] for name in names if name in self.reasons)
+
+
+class Judging:
+    """The steps of `evaluate` on one model and one cohort, and what they share."""
+
+    def __init__(
+        self, fitted: FittedModel, cohort: Cohort, rows: Rows, report: Report = silent
+    ) -> None:
+        self.fitted, self.cohort, self.rows, self.report = fitted, cohort, rows, report
+        labels = cohort.table()["label"].take(rows.position).to_pylist()
+        self.raw = Raw(labels, rows.malignant, rows.group_id)
+        self.accepted: Accepted = accept_records(rows.records, cohort.schema, fitted.schema)
+        self.truth: Truth = find_truth(
+            self.raw,
+            own=cohort.info.labels,
+            labels=fitted.labels,
+            malignant=fitted.malignant,
+            prior=fitted.prior,
+            samples=SAMPLES,
+            seed=SEED,
+        )
+
+    def run(self, catalogue: Path | None, anchor: Anchor | None) -> Evaluation:
+        """Return everything that is measured."""
+        images = embed_rows(
+            self.fitted.encoders,
+            self.cohort,
+            self.rows,
+            self.fitted.image_input,
+            report=partial(self.report, "embed"),
+        )
+        guessed = self._guess(images.embeddings, catalogue)
+        judged = self._judge(images.embeddings, guessed)
+        extrapolation: dict[str, Any] = null(NO_CATALOGUE)
+        if guessed is not None:
+            extrapolation = {
+                "fields": compare_fields(self.accepted.fields, self.accepted.records, guessed)
+            }
+        metrics = {
+            "bootstrap": {"samples": SAMPLES, "seed": SEED, "interval": "95 % percentile"},
+            "meaning": MEANING,
+            "fields": self._describe_fields(),
+            "assessable": self._assess(images),
+            "conditions": judged.figures(),
+            "differences": judged.differences(),
+            "against": null("no other answers given")
+            if anchor is None
+            else self._against(anchor, judged),
+            "extrapolation": extrapolation,
+            "missing_metadata": self._hide(images.embeddings),
+            "patients": self._patients(images.embeddings),
+        }
+        return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers)
+
+    def _guess(self, embeddings: FloatArray, path: Path | None) -> list[Record] | None:
+        if path is None:
+            return None
+        if self.fitted.kind != "bundle":
+            raise TrainingError(
+                "expected a bundle with the catalogue, got a run: a catalogue holds one bundle's "
+                "vectors; export the run and evaluate its bundle"
+            )
+        model = self.fitted
+        with Catalogue.open(path, bundle_id=model.id, variant=model.variant) as catalogue:
+            return neighbours_records(
+                model,
+                self.cohort,
+                self.rows,
+                embeddings,
+                catalogue,
+                report=partial(self.report, "extrapolate"),
+            )
+
+    def _judge(self, embeddings: FloatArray, guessed: list[Record] | None) -> Judged:
+        given, model = self.accepted.records, self.fitted
+        answers = {"image": answer(model, embeddings, absent(given), "missing")}
+        reasons: dict[str, str] = {}
+        if self.accepted.fields:
+            answers["metadata"] = answer(model, embeddings, given, "given", modality="record")
+            answers["given"] = answer(model, embeddings, given, "given")
+        else:
+            reasons |= dict.fromkeys(("metadata", "given"), NO_FIELDS)
+        if guessed is None:
+            reasons["extrapolated"] = NO_CATALOGUE
+        else:
+            answers["extrapolated"] = answer(model, embeddings, guessed, "extrapolated")
+        scored: dict[str, Scored] = {}
+        for number, (name, answered) in enumerate(answers.items(), 1):
+            scored[name] = score(answered, self.truth, model.calibration)
+            self.report("score", number, len(answers))
+        return Judged(answers, scored, reasons)
+
+    def _against(self, anchor: Anchor, judged: Judged) -> dict[str, Any]:
+        return compare_with_anchor(
+            anchor,
+            self.rows.image_id,
+            {name: answered.probabilities for name, answered in judged.answers.items()},
+            self.truth,
+            self.rows.group_id,
+            samples=SAMPLES,
+            seed=SEED,
+        )
+
+    def _assess(self, images: ImageFeatures) -> dict[str, Any]:
+        """Return the share of images that a service would not judge, and why."""
+        calibration, count = self.fitted.calibration, len(self.rows)
+        reasons = [quality_reasons(scores, calibration.quality) for scores in images.quality]
+        unlike = np.zeros(count, np.bool_)
+        if self.fitted.novelty is not None:
+            unlike = self.fitted.novelty.score(images.embeddings) > calibration.novelty_threshold
+        bad = np.array([bool(found) for found in reasons])
+        by_reason = {
+            reason: sum(reason in found for found in reasons) / count
+            for reason in sorted({reason for found in reasons for reason in found})
+        }
+        novelty = (
+            null("the bundle has no novelty model")
+            if self.fitted.novelty is None
+            else {"value": float(unlike.mean())}
+        )
+        return {
+            "not_assessable": {"value": float((bad | unlike).mean())},
+            "quality": {"value": float(bad.mean())},
+            "quality_by_reason": by_reason,
+            "novelty": novelty,
+        }
+
+    def _hide(self, embeddings: FloatArray) -> list[dict[str, Any]]:
+        """Return the figures of image and metadata as ever more metadata are hidden."""
+        names = [field.name for field in self.accepted.fields]
+        curve = []
+        for share in HIDDEN_SHARES if names else ():
+            seen = hide_values(self.accepted.records, names, share, seed=SEED)
+            answered = answer(self.fitted, embeddings, seen, "given")
+            figures = headline(answered.probabilities, self.truth)
+            curve.append({"hidden_share": share, **figures})
+        return curve
+
+    def _patients(self, embeddings: FloatArray) -> dict[str, Any]:
+        if not self.cohort.has_patients:
+            return null("the cohort has no patient ids")
+        if not self.fitted.encoders.has_context:
+            return null("the model has no context model")
+        if not (self.rows.malignant >= 0).any():
+            return null("the cohort does not say which lesions are malignant")
+        table = lesion_table(self.fitted, self.rows, embeddings, self.accepted.records)
+        return judge_company(self.fitted, table, samples=SAMPLES, seed=SEED)
+
+    def _describe_fields(self) -> dict[str, Any]:
+        return {
+            "used": [field.name for field in self.accepted.fields],
+            "left_out": self.accepted.left_out,
+            "values_not_accepted": self.accepted.rejected,
+            "images_without_metadata": sum(not record for record in self.accepted.records),
+        }
+
+    def describe_cohort(self, splits: list[str]) -> dict[str, Any]:
+        """Return the counts of what is evaluated."""
+        rows = self.rows
+        return {
+            "name": self.cohort.info.name,
+            "splits": splits,
+            "images": len(rows),
+            "lesions": len(set(rows.lesion_id)),
+            "groups": len(set(rows.group_id)),
+            "group": "patient" if self.cohort.has_patients else "lesion",
+            "unlabelled": sum(name is None for name in self.raw.names),
+            "malignant": int((rows.malignant == 1).sum()),
+            "malignant_unknown": int((rows.malignant < 0).sum()),
+            "labels": list(self.cohort.info.labels),
+        }

@@ -1,0 +1,261 @@
+"""What an evaluation leaves behind: `metrics.json`, `report.md`, `predictions.csv` and plots."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bundle.manifest import RESEARCH_USE
+from training.conditions import Answers
+from training.data import Rows
+from training.plots import draw_plots
+from training.scores import Raw, Truth
+
+METRICS = "metrics.json"
+REPORT = "report.md"
+PREDICTIONS = "predictions.csv"
+PREDICTED = ("image", "given")
+TITLES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_auroc": "Macro AUROC",
+    "malignant_auroc": "Malignant AUROC",
+    "malignant_auroc_without_akiec": "Malignant AUROC, no akiec",
+    "melanoma_auroc": "Melanoma AUROC",
+    "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity",
+    "accuracy_most_probable": "Accuracy, most probable label",
+    "balanced_accuracy_most_probable": "Balanced accuracy, most probable label",
+    "expected_calibration_error": "Expected calibration error",
+    "brier": "Brier score",
+    "conformal_coverage": "Conformal coverage",
+    "conformal_set_size": "Conformal set size",
+}
+Metrics = Mapping[str, Any]
+Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that is written down of one evaluation of N rows."""
+
+    metrics: dict[str, Any]
+    rows: Rows
+    raw: Raw
+    truth: Truth
+    answers: dict[str, Answers]
+
+    def with_metrics(self, metrics: dict[str, Any]) -> "Evaluation":
+        return replace(self, metrics=metrics)
+
+
+def write_report(folder: Path, evaluation: Evaluation) -> None:
+    """Write every file of an evaluation into an empty folder."""
+    metrics = evaluation.metrics
+    text = json.dumps(metrics, indent=1, allow_nan=False)
+    (folder / METRICS).write_text(text + "\n", encoding="utf-8")
+    _write_predictions(folder / PREDICTIONS, evaluation)
+    plots = draw_plots(
+        folder,
+        {name: answered.probabilities for name, answered in evaluation.answers.items()},
+        evaluation.truth,
+        metrics["missing_metadata"],
+        metrics["seen"]["mark"],
+    )
+    lines = [*markdown(metrics), *_pictures(plots)]
+    (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_predictions(path: Path, evaluation: Evaluation) -> None:
+    shown = {k: evaluation.answers[k] for k in PREDICTED if k in evaluation.answers}
+    names = [f"{k}_{label}" for k in shown for label in evaluation.truth.labels]
+    rows = evaluation.rows
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "lesion_id", "label", *names])
+        for i, image_id in enumerate(rows.image_id):
+            values = [f"{p:.6g}" for answered in shown.values() for p in answered.probabilities[i]]
+            writer.writerow([image_id, rows.lesion_id[i], evaluation.raw.names[i] or "", *values])
+
+
+def _pictures(names: Sequence[str]) -> list[str]:
+    return ["", "## Plots", "", *(f"![{Path(name).stem}]({name})\n" for name in names)]
+
+
+def show(figure: Metrics | None) -> str:
+    """Return a figure as "value (low to high)", or why there is none."""
+    if figure is None:
+        return ""
+    if figure.get("value") is None:
+        return f"none: {figure['reason']}"
+    if figure.get("low") is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def table(header: Row, rows: Sequence[Row], mark: str | None) -> list[str]:
+    """Return a Markdown table, with the mark below it if there is one."""
+    lines = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
+    return ["", *lines, "", *([f"*This table {mark}.*", ""] if mark else [])]
+
+
+def _line(cells: Row) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown(metrics: Metrics) -> list[str]:
+    """Return the report's lines."""
+    model, cohort = metrics["model"], metrics["cohort"]
+    mark = metrics["seen"]["mark"]
+    return [
+        f"# Evaluation on {cohort['name']}, {', '.join(cohort['splits'])}",
+        "",
+        RESEARCH_USE,
+        "",
+        f"{model['kind'].capitalize()} {model['id'][:12]} ({model['variant']}); "
+        f"{cohort['images']} images of {cohort['lesions']} lesions in {cohort['groups']} groups "
+        f"(by {cohort['group']}), {cohort['malignant']} images malignant, "
+        f"{cohort['malignant_unknown']} of unknown malignancy, {cohort['unlabelled']} unlabelled.",
+        f"Value (low to high): 95 % interval, {metrics['bootstrap']['samples']} resamples of "
+        f"{cohort['group']}s, seed {metrics['bootstrap']['seed']}.",
+        *_conditions(metrics, mark),
+        *_differences(metrics, mark),
+        *_labels(metrics, mark),
+        *_patients(metrics["patients"], mark),
+        *_against(metrics["against"], mark),
+        *_metadata(metrics, mark),
+        *_assessable(metrics["assessable"], mark),
+    ]
+
+
+def _conditions(metrics: Metrics, mark: str | None) -> Iterator[str]:
+    present, missing = _split(metrics["conditions"])
+    names = [k for k in TITLES if any(k in figures for figures in present.values())]
+    yield from ("", "## By what the model sees")
+    rows = [[TITLES[k], *(show(c.get(k)) for c in present.values())] for k in names]
+    yield from table(["", *present], rows, mark)
+    for name, reason in missing.items():
+        yield f"No figures for `{name}`: {reason}."
+    for name, figures in present.items():
+        yield f"- `{name}` probabilities are calibrated as {figures['calibrated_as']}."
+    yield from (f"- {TITLES[k]}: {metrics['meaning'][k]}." for k in names)
+
+
+def _split(conditions: Metrics) -> tuple[dict[str, Metrics], dict[str, str]]:
+    present = {k: v for k, v in conditions.items() if "calibrated_as" in v}
+    return present, {k: v["reason"] for k, v in conditions.items() if k not in present}
+
+
+def _differences(metrics: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## Differences", "", "Paired: the same images and resamples on both sides.")
+    yield from _compared(metrics["differences"], mark)
+
+
+def _compared(comparisons: Mapping[str, Metrics], mark: str | None) -> Iterator[str]:
+    columns = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
+    kept = [k for k in columns if any(k in c for c in comparisons.values())]
+    rows = [
+        [name, *([f"none: {c['reason']}"] + [""] * len(kept))[: len(kept)]]
+        if "reason" in c
+        else [name, *(show(c.get(k)) for k in kept)]
+        for name, c in comparisons.items()
+    ]
+    if kept:
+        yield from table(["", *(TITLES[k] for k in kept)], rows, mark)
+    else:
+        yield from (f"- {name}: none, {c['reason']}." for name, c in comparisons.items())
+
+
+def _labels(metrics: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## By label")
+    present, _ = _split(metrics["conditions"])
+    first = next(iter(present.values()))["labels"]
+    if "reason" in first:
+        yield from ("", f"None: {first['reason']}.")
+        return
+    header = ["", "images", *(f"{kind}, {k}" for k in present for kind in ("recall", "AUROC"))]
+    rows = [
+        [label, str(figures["images"]), *_label_cells(present.values(), label)]
+        for label, figures in first.items()
+    ]
+    yield from table(header, rows, mark)
+
+
+def _label_cells(conditions: Any, label: str) -> Iterator[str]:
+    for condition in conditions:
+        own = condition["labels"][label]
+        yield show(own["recall"])
+        yield show(own["auroc"])
+
+
+def _patients(patients: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## A patient's lesions together", "")
+    if "reason" in patients:
+        yield f"None: {patients['reason']}."
+        return
+    yield (
+        f"{patients['lesions']} lesions ({patients['lesions_malignant']} malignant) of "
+        f"{patients['patients']} patients, metadata given. In the top: "
+        f"{patients['patients_judged']} patients with {patients['least_lesions']} lesions or more "
+        "and a malignant one; the share whose malignant lesion is among the first."
+    )
+    names = [k for k in patients if k.startswith("malignant_")]
+    columns = ("alone", "in_context", "difference")
+    rows = [[k.replace("_", " "), *(show(patients[k][c]) for c in columns)] for k in names]
+    yield from table(["", "lesion alone", "in context", "difference"], rows, mark)
+
+
+def _against(against: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## Against other answers to the same images", "")
+    if "reason" in against:
+        yield f"None: {against['reason']}."
+        return
+    other = "; ".join(f"{TITLES[k]} {show(v)}" for k, v in against["other"].items())
+    yield (
+        f"{against['images']} shared images, {against['images_without_answer']} without the "
+        f"other's answer. The other: {other} ({against['decision']}). Ours minus the other's:"
+    )
+    yield from _compared(against["difference"], mark)
+
+
+def _metadata(metrics: Metrics, mark: str | None) -> Iterator[str]:
+    fields, extrapolation = metrics["fields"], metrics["extrapolation"]
+    yield from ("", "## Metadata", "")
+    yield f"Read: {', '.join(fields['used']) or 'none'}."
+    for name, reason in fields["left_out"].items():
+        yield f"- `{name}` is left out: {reason}."
+    for name, count in fields["values_not_accepted"].items():
+        yield f"- `{name}`: {count} values are not accepted by the model and count as missing."
+    yield f"- {fields['images_without_metadata']} images have no metadata."
+    if curve := metrics["missing_metadata"]:
+        columns = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
+        rows = [[f"{p['hidden_share']:.0%}", *(show(p[k]) for k in columns)] for p in curve]
+        yield from table(["columns hidden", *(TITLES[k] for k in columns)], rows, mark)
+    if "reason" in extrapolation:
+        yield from ("", f"No extrapolation: {extrapolation['reason']}.")
+        return
+    rows = [_field_cells(name, f) for name, f in extrapolation["fields"].items()]
+    header = ["extrapolated field", "answered", "compared", "right", "mean absolute error"]
+    yield from table(header, rows, mark)
+    yield "A number is right when it lies within one standard deviation of training's values."
+
+
+def _field_cells(name: str, figures: Metrics) -> list[str]:
+    accuracy = figures["accuracy"]
+    error = figures.get("mean_absolute_error")
+    return [
+        name,
+        f"{figures['fill_share']:.3f}",
+        str(figures["compared"]),
+        f"none: {figures['reason']}" if accuracy is None else f"{accuracy:.3f}",
+        "" if error is None else f"{error:.3g}",
+    ]
+
+
+def _assessable(assessable: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## Not assessable", "", "All figures above include these images.")
+    rows = [[k.replace("_", " "), show(assessable[k])] for k in ("not_assessable", "quality")]
+    rows += [[k.replace("_", " "), f"{v:.3f}"] for k, v in assessable["quality_by_reason"].items()]
+    yield from table(
+        ["", "share of images"], [*rows, ["novelty", show(assessable["novelty"])]], mark
+    )

@@ -1,0 +1,126 @@
+"""Intervals from resampled groups, for many statistics at once.
+
+A resample is a weight for each row: how often the row's group was drawn. A statistic takes all
+rows under many weightings at once; row 0 weighs every row once, so that the figure itself and its
+interval come from the same arithmetic. Statistics of one `Resampling` see the same draws: their
+difference is a paired one. `training/metrics.py` holds the same figures one sample at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+# (S, N) weights to (S,) values, NaN where the value is not defined.
+Weights = npt.NDArray[np.float64]
+Draws = npt.NDArray[np.float64]
+Statistic = Callable[[Weights], Draws]
+
+SAMPLES = 1000
+# Below this share of resamples with a value there is no interval.
+DEFINED = 0.95
+CHUNK = 2_000_000
+Estimate = dict[str, Any]
+
+
+class Resampling:
+    """Draws of whole groups with replacement, the same for every statistic."""
+
+    def __init__(self, groups: Sequence[str], *, samples: int = SAMPLES, seed: int = 0) -> None:
+        """Draw.
+
+        Args:
+            groups: the N rows' patients (or lesions); 1 or more.
+            samples: resamplings.
+            seed: of the draws.
+        """
+        self.row_group = np.unique(np.array(groups, dtype=str), return_inverse=True)[1]
+        count = int(self.row_group.max()) + 1
+        rng = np.random.default_rng(seed)
+        drawn = [
+            np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(samples)
+        ]
+        self.counts = np.stack([np.ones(count, np.int64), *drawn]).astype(np.int32)
+
+    def draws(self, statistic: Statistic) -> Draws:
+        """Return (1 + samples,) values: of all rows, then of each resample."""
+        step = max(1, CHUNK // len(self.row_group))
+        parts = [
+            statistic(self.counts[start : start + step][:, self.row_group].astype(np.float64))
+            for start in range(0, len(self.counts), step)
+        ]
+        return np.concatenate(parts)
+
+
+def estimate(draws: Draws, reason: str = "the rows hold only one side") -> Estimate:
+    """Return the value with its 95 % percentile interval, null with the reason where undefined.
+
+    Args:
+        draws: (1 + S,) as `Resampling.draws` gives them.
+        reason: why there is no value, if there is none.
+    """
+    if np.isnan(draws[0]):
+        return {"value": None, "reason": reason}
+    known = draws[1:][~np.isnan(draws[1:])]
+    if len(known) < DEFINED * len(draws[1:]):
+        why = "no interval: too many resamples hold only one side"
+        return {"value": float(draws[0]), "low": None, "high": None, "reason": why}
+    low, high = np.quantile(known, [0.025, 0.975])
+    return {"value": float(draws[0]), "low": float(low), "high": float(high)}
+
+
+def auroc_of(positive: BoolArray, score: npt.NDArray[Any]) -> Statistic:
+    """Return the weighted AUROC of (N,) scores, ties counting half; `positive` is (N,) bool."""
+    order = np.argsort(score, kind="stable")
+    ranked = score[order]
+    starts = np.concatenate(([0], np.flatnonzero(ranked[1:] != ranked[:-1]) + 1))
+    yes = positive[order].astype(np.float64)
+
+    def statistic(weights: Weights) -> Draws:
+        weighed = weights[:, order]
+        for_yes = weighed * yes
+        if len(starts) < len(order):
+            weighed, for_yes = (np.add.reduceat(w, starts, axis=1) for w in (weighed, for_yes))
+        for_no = weighed - for_yes
+        below = np.cumsum(for_no, axis=1) - for_no / 2
+        return _ratio((for_yes * below).sum(1), for_yes.sum(1) * for_no.sum(1))
+
+    return statistic
+
+
+def mean_of(values: npt.NDArray[Any]) -> Statistic:
+    """Return the weighted mean of (N,) values."""
+    numbers = values.astype(np.float64)
+
+    def statistic(weights: Weights) -> Draws:
+        return _ratio(weights @ numbers, weights.sum(1))
+
+    return statistic
+
+
+def balanced_accuracy_of(label: IntArray, decided: IntArray) -> Statistic:
+    """Return the mean recall over the labels that a resample holds; both are (N,) int64."""
+    right = (label == decided).astype(np.float64)
+
+    def statistic(weights: Weights) -> Draws:
+        recalls = []
+        for known in np.unique(label):
+            own = weights[:, label == known]
+            recalls.append(_ratio(own @ right[label == known], own.sum(1)))
+        return mean_of_known(recalls)
+
+    return statistic
+
+
+def mean_of_known(parts: Sequence[Draws]) -> Draws:
+    """Return the (S,) mean of the (S,) parts that are not NaN, NaN where all are."""
+    stacked = np.stack(parts)
+    known = ~np.isnan(stacked)
+    return _ratio(np.where(known, stacked, 0).sum(0), known.sum(0).astype(np.float64))
+
+
+def _ratio(above: Draws, below: Draws) -> Draws:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)

@@ -1,0 +1,335 @@
+"""What a model's answers are worth: figures with intervals, and paired differences of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_curve
+
+from bundle.calibration import Calibration
+from training.conditions import Answers
+from training.metrics import balanced_decision, expected_calibration_error
+from training.resampling import (
+    Draws,
+    Estimate,
+    Resampling,
+    auroc_of,
+    balanced_accuracy_of,
+    estimate,
+    mean_of,
+    mean_of_known,
+)
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+MELANOMA_NAMES = frozenset({"mel", "melanoma"})
+AKIEC = "akiec"
+SPECIFICITY = 0.95
+COMPARED = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
+
+MEANING = {
+    "balanced_accuracy": "mean recall over the labels that occur; decision: the largest of "
+    "probability / training prevalence, as if all labels were equally frequent",
+    "accuracy_most_probable": "share of images whose most probable label is right",
+    "balanced_accuracy_most_probable": "mean recall of the most probable label",
+    "macro_auroc": "mean one-against-rest AUROC over the labels that occur",
+    "malignant_auroc": "AUROC of the malignant labels' probability together",
+    "malignant_auroc_without_akiec": "the same without images and probability of akiec",
+    "melanoma_auroc": "AUROC of the melanoma label's probability against all other images",
+    "sensitivity_at_95_specificity": "malignancy; the threshold is chosen on these images",
+    "expected_calibration_error": "15 equally filled bins of the largest probability",
+    "brier": "mean squared distance from the probabilities to the true label",
+    "conformal_coverage": "share of images whose prediction set holds the true label",
+    "conformal_set_size": "mean number of labels in the prediction set",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A yes-or-no question about some of the rows.
+
+    Attributes:
+        rows: (M,) int64, the rows whose answer is known.
+        positive: (M,) bool, the answer.
+        labels: (C,) bool, the labels whose probabilities together say yes.
+        resampling: of the M rows' groups.
+    """
+
+    rows: IntArray
+    positive: BoolArray
+    labels: BoolArray
+    resampling: Resampling
+
+    def score(self, probabilities: FloatArray) -> FloatArray:
+        """Return (M,) float32 from (N, C) probabilities."""
+        summed: FloatArray = probabilities[self.rows][:, self.labels].sum(1)
+        return summed
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The rows that carry one of the model's labels: (M,) int64 rows and labels."""
+
+    rows: IntArray
+    label: IntArray
+    resampling: Resampling
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the rows; a text says why something is not.
+
+    Attributes:
+        labels: the model's C labels.
+        prior: (C,) float32, their shares in training.
+        labelled: the rows with a label of the model's.
+        questions: by metric.
+    """
+
+    labels: tuple[str, ...]
+    prior: FloatArray
+    labelled: Labelled | str
+    questions: dict[str, Question | str]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a cohort says of N rows.
+
+    Attributes:
+        names: N labels as the cohort writes them, None where there is none.
+        malignant: (N,) int64, 1, 0, or -1 where it is not known.
+        groups: N patients (or lesions).
+    """
+
+    names: list[str | None]
+    malignant: IntArray
+    groups: list[str]
+
+
+def find_truth(
+    raw: Raw,
+    *,
+    own: Sequence[str],
+    labels: tuple[str, ...],
+    malignant: BoolArray,
+    prior: FloatArray,
+    samples: int,
+    seed: int,
+) -> Truth:
+    """Return what can be asked of a model with these labels on rows of this cohort.
+
+    Args:
+        raw: the rows.
+        own: the cohort's labels.
+        labels: the model's C labels.
+        malignant: (C,) bool, the model's malignant labels.
+        prior: (C,) float32, the labels' shares in training.
+        samples: resamplings of the groups.
+        seed: of the resampling.
+    """
+
+    def resampled(rows: IntArray) -> Resampling:
+        return Resampling([raw.groups[i] for i in rows], samples=samples, seed=seed)
+
+    def ask(known: BoolArray, positive: BoolArray, summed: BoolArray) -> Question | str:
+        rows = np.flatnonzero(known)
+        if not len(rows):
+            return "the cohort does not say it of any of these images"
+        return Question(rows, positive[rows], summed, resampled(rows))
+
+    named = np.array([name is not None for name in raw.names])
+    folded = np.array(["" if name is None else name.casefold() for name in raw.names])
+    model_folded = np.array([label.casefold() for label in labels])
+    known = raw.malignant >= 0
+    questions: dict[str, Question | str] = {}
+    if not malignant.any():
+        questions["malignant_auroc"] = "the model has no malignant label"
+    else:
+        questions["malignant_auroc"] = ask(known, raw.malignant == 1, malignant)
+        if AKIEC in folded or AKIEC in model_folded:
+            questions["malignant_auroc_without_akiec"] = ask(
+                known & (folded != AKIEC), raw.malignant == 1, malignant & (model_folded != AKIEC)
+            )
+    questions["melanoma_auroc"] = _melanoma(own, model_folded) or ask(
+        named, np.isin(folded, list(MELANOMA_NAMES)), np.isin(model_folded, list(MELANOMA_NAMES))
+    )
+    return Truth(labels, prior, _find_labels(raw.names, own, labels, resampled), questions)
+
+
+def _melanoma(own: Sequence[str], model_folded: npt.NDArray[np.str_]) -> str | None:
+    if not np.isin(model_folded, list(MELANOMA_NAMES)).any():
+        return "the model has no label mel or melanoma"
+    if not MELANOMA_NAMES & {label.casefold() for label in own}:
+        return "the cohort has no label mel or melanoma"
+    return None
+
+
+def _find_labels(
+    names: list[str | None], own: Sequence[str], labels: tuple[str, ...], resampled: Any
+) -> Labelled | str:
+    other = [label for label in own if label not in labels]
+    if other:
+        return (
+            f"the cohort's labels are not the model's: {', '.join(other)} not among "
+            f"{', '.join(labels)}"
+        )
+    rows = np.flatnonzero([name is not None for name in names])
+    if not len(rows):
+        return "none of these images has a label"
+    label = np.array([labels.index(names[i] or "") for i in rows], np.int64)
+    return Labelled(rows, label, resampled(rows))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One condition's figures.
+
+    Attributes:
+        draws: by metric, (1 + samples,) values, for intervals and paired differences.
+        figures: by metric, ready for JSON.
+    """
+
+    draws: dict[str, Draws]
+    figures: dict[str, Any]
+
+
+def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
+    """Return every figure of one condition; what cannot be computed is null with the reason."""
+    draws: dict[str, Draws] = {}
+    figures: dict[str, Any] = {}
+    probabilities = answers.probabilities
+    for name, question in truth.questions.items():
+        if isinstance(question, str):
+            figures[name] = null(question)
+            continue
+        statistic = auroc_of(question.positive, question.score(probabilities))
+        draws[name] = question.resampling.draws(statistic)
+        figures[name] = estimate(draws[name])
+    figures["sensitivity_at_95_specificity"] = _sensitivity(truth, probabilities)
+    if isinstance(truth.labelled, str):
+        reason = null(truth.labelled)
+        names = [n for n in MEANING if n not in figures and n != "malignant_auroc_without_akiec"]
+        return Scored(draws, {**dict.fromkeys(names, reason), **figures, "labels": reason})
+    sets = answers.sets(calibration)[truth.labelled.rows]
+    own = probabilities[truth.labelled.rows]
+    aurocs = _label_aurocs(own, truth.labelled)
+    draws |= _decision_draws(own, truth.labelled, truth.prior)
+    draws |= _quality_draws(own, truth.labelled, sets)
+    draws["macro_auroc"] = _macro(aurocs)
+    figures |= {name: estimate(values) for name, values in draws.items()}
+    error = expected_calibration_error(own, truth.labelled.label)
+    figures["expected_calibration_error"] = {"value": error}
+    return Scored(draws, {**figures, "labels": _per_label(own, truth, truth.labelled, aurocs)})
+
+
+def null(reason: str) -> Estimate:
+    """Return a figure that there is not, and why."""
+    return {"value": None, "reason": reason}
+
+
+def headline(probabilities: FloatArray, truth: Truth) -> dict[str, Estimate]:
+    """Return the main figures of (N, C) float32 probabilities."""
+    draws: dict[str, Draws] = {}
+    reasons: dict[str, str] = {}
+    if isinstance(truth.labelled, str):
+        reasons |= dict.fromkeys(("balanced_accuracy", "macro_auroc"), truth.labelled)
+    else:
+        draws |= label_draws(probabilities, truth.labelled, truth.prior)
+    question = truth.questions["malignant_auroc"]
+    if isinstance(question, str):
+        reasons["malignant_auroc"] = question
+    else:
+        statistic = auroc_of(question.positive, question.score(probabilities))
+        draws["malignant_auroc"] = question.resampling.draws(statistic)
+    return {k: null(reasons[k]) if k in reasons else estimate(draws[k]) for k in COMPARED}
+
+
+def label_draws(
+    probabilities: FloatArray, labelled: Labelled, prior: FloatArray
+) -> dict[str, Draws]:
+    """Return the draws of decisions and of the macro AUROC.
+
+    Args:
+        probabilities: (N, C) float32 of all rows.
+        labelled: those with a label.
+        prior: (C,) float32, the prevalence that the probabilities hold at.
+    """
+    own = probabilities[labelled.rows]
+    macro = _macro(_label_aurocs(own, labelled))
+    return {**_decision_draws(own, labelled, prior), "macro_auroc": macro}
+
+
+def _decision_draws(own: FloatArray, labelled: Labelled, prior: FloatArray) -> dict[str, Draws]:
+    balanced, likeliest = balanced_decision(own, prior), own.argmax(1)
+    statistics = {
+        "balanced_accuracy": balanced_accuracy_of(labelled.label, balanced),
+        "accuracy_most_probable": mean_of(labelled.label == likeliest),
+        "balanced_accuracy_most_probable": balanced_accuracy_of(labelled.label, likeliest),
+    }
+    return {k: labelled.resampling.draws(statistic) for k, statistic in statistics.items()}
+
+
+def _label_aurocs(own: FloatArray, labelled: Labelled) -> dict[int, Draws]:
+    return {
+        int(k): labelled.resampling.draws(auroc_of(labelled.label == k, own[:, k]))
+        for k in np.unique(labelled.label)
+    }
+
+
+def _macro(aurocs: dict[int, Draws]) -> Draws:
+    return mean_of_known(list(aurocs.values()))
+
+
+def _quality_draws(own: FloatArray, labelled: Labelled, sets: BoolArray) -> dict[str, Draws]:
+    truth = np.eye(own.shape[1], dtype=np.float32)[labelled.label]
+    values = {
+        "brier": ((own - truth) ** 2).sum(1),
+        "conformal_coverage": sets[np.arange(len(own)), labelled.label],
+        "conformal_set_size": sets.sum(1),
+    }
+    return {k: labelled.resampling.draws(mean_of(v)) for k, v in values.items()}
+
+
+def _per_label(
+    own: FloatArray, truth: Truth, labelled: Labelled, aurocs: dict[int, Draws]
+) -> dict[str, Any]:
+    decided = balanced_decision(own, truth.prior)
+    figures: dict[str, Any] = {}
+    for number, name in enumerate(truth.labels):
+        mine = labelled.label == number
+        absent = null("no image carries this label")
+        figures[name] = {
+            "images": int(mine.sum()),
+            "recalled": int((decided[mine] == number).sum()),
+            "recall": {"value": float((decided[mine] == number).mean())} if mine.any() else absent,
+            "auroc": estimate(aurocs[number]) if number in aurocs else absent,
+        }
+    return figures
+
+
+def _sensitivity(truth: Truth, probabilities: FloatArray) -> Estimate:
+    question = truth.questions["malignant_auroc"]
+    if isinstance(question, str):
+        return null(question)
+    if question.positive.all() or not question.positive.any():
+        return null("the rows hold only one side")
+    fall_out, sensitivity, _ = roc_curve(question.positive, question.score(probabilities))
+    return {"value": float(sensitivity[fall_out <= 1 - SPECIFICITY].max())}
+
+
+def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str, Estimate]:
+    """Return first minus second for the main figures, with paired intervals.
+
+    Args:
+        first: (1 + samples,) values by metric.
+        second: the same of the other, over the same rows and draws.
+    """
+    shared = [name for name in COMPARED if name in first and name in second]
+    if not shared:
+        return {"balanced_accuracy": null("nothing to compare: neither side has figures")}
+    return {name: estimate(first[name] - second[name]) for name in shared}
