@@ -82,7 +82,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.synthetic_effects
 
 smoke: $(VENV)/test.stamp
-	$(BIN)/python -m smoke.compose
+	$(BIN)/python tests/smoke/compose_smoke.py
 
 constraints:
 	rm -rf build/constraints

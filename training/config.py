@@ -29,6 +29,10 @@ class ImageSettings(Section):
     size_px: Count = Field(224, description="input side")
     resize_px: Count = Field(224, description="shorter side before the centre crop")
     readout_block: Count | None = Field(None, description="blocks kept; none keeps all")
+    readout: Literal["class", "mean"] = Field(
+        "class",
+        description="class token, or mean of the patch tokens, which learns sooner from scratch",
+    )
     patch_px: Count = Field(16, description="patch side, from scratch only")
     width: Count = Field(384, description="embedding width D, from scratch only")
     blocks: Count = Field(12, description="transformer blocks, from scratch only")

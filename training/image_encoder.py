@@ -18,7 +18,7 @@ FAMILIES = ("vit", "dinov2")
 
 
 class ImageEncoder(nn.Module):
-    """Prepared images to features: the class token after the last kept block, normalised.
+    """Prepared images to features: class token or mean patch token after the last kept block.
 
     `centre` is what `fit` finds to be the mean feature and takes away: a vision transformer's
     features share a large common part, which would make every cosine similarity look high.
@@ -26,19 +26,21 @@ class ImageEncoder(nn.Module):
 
     centre: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, width: int, frozen_blocks: int) -> None:
+    def __init__(self, backbone: nn.Module, width: int, settings: ImageSettings) -> None:
         super().__init__()
         self.backbone = backbone
         self.width = width
         # The patch embedding counts as block -1: it is kept only where a block after it is.
-        self.first_trainable = frozen_blocks or -1
+        self.first_trainable = settings.frozen_blocks or -1
+        self.readout = settings.readout
         self.set_trainable(True)
         self.register_buffer("centre", torch.zeros(width))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (N, D) features of (N, 3, H, W) prepared images."""
         tokens: torch.Tensor = self.backbone(pixels).last_hidden_state
-        return tokens[:, 0] - self.centre
+        feature = tokens[:, 0] if self.readout == "class" else tokens[:, 1:].mean(1)
+        return feature - self.centre
 
     def set_trainable(self, trainable: bool) -> None:
         """Let the tower train, but for the blocks that are to stay as the checkpoint has them."""
@@ -87,7 +89,7 @@ def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> 
         backbone = AutoModel.from_config(config, **options)
     _set_input_size(backbone, settings.size_px)
     _reset_readout(backbone)
-    return ImageEncoder(backbone, config.hidden_size, settings.frozen_blocks)
+    return ImageEncoder(backbone, config.hidden_size, settings)
 
 
 def _from_scratch(settings: ImageSettings) -> ImageEncoder:
@@ -100,7 +102,7 @@ def _from_scratch(settings: ImageSettings) -> ImageEncoder:
         patch_size=settings.patch_px,
     )
     backbone = ViTModel(config, add_pooling_layer=False)
-    return ImageEncoder(backbone, settings.width, settings.frozen_blocks)
+    return ImageEncoder(backbone, settings.width, settings)
 
 
 def _set_input_size(backbone: PreTrainedModel, size_px: int) -> None:

@@ -16,6 +16,8 @@ from training.scores import Labelled, Question, Truth
 FloatArray = npt.NDArray[np.float32]
 Probabilities = Mapping[str, FloatArray]
 BINS = 10
+# A bin with fewer images says nothing of a share.
+LEAST_IN_BIN = 5
 DPI = 120
 # Told apart in grey and by people who do not see red or green (Okabe and Ito).
 COLOURS = {
@@ -56,7 +58,7 @@ def draw_plots(
             figures["missing_metadata.png"] = _missing(curve)
     for file, figure in figures.items():
         if mark:
-            figure.text(0.5, 0.005, mark, ha="center", fontsize=8, style="italic")
+            figure.supxlabel(mark, fontsize=8, style="italic")
         figure.savefig(folder / file, dpi=DPI)
     return list(figures)
 
@@ -88,10 +90,11 @@ def _reliability(probabilities: Probabilities, labelled: Labelled) -> Figure:
     for name, own in probabilities.items():
         confidence, right, count = reliability(own[labelled.rows], labelled.label)
         axes.plot(confidence, right, color=COLOURS[name], label=name, linewidth=1)
-        axes.scatter(confidence, right, s=8 + 60 * count / count.max(), color=COLOURS[name])
+        area = 8 + 60 * count / len(labelled.rows)
+        axes.scatter(confidence, right, s=area, color=COLOURS[name])
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
     axes.set(
-        title="Reliability (dot area: images in the bin)",
+        title="Reliability (dot area: images; bins of 5 or more)",
         xlabel="largest probability",
         ylabel="share of images where it is right",
         xlim=(0, 1.02),
@@ -105,7 +108,7 @@ def _reliability(probabilities: Probabilities, labelled: Labelled) -> Figure:
 def reliability(
     probabilities: FloatArray, label: IntArray
 ) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return mean confidence, share right and count of the bins that hold images, each (B,).
+    """Return mean confidence, share right and count of the bins with 5 images or more, each (B,).
 
     Args:
         probabilities: (N, C) float32.
@@ -114,7 +117,7 @@ def reliability(
     confidence = probabilities.max(1)
     right: BoolArray = probabilities.argmax(1) == label
     place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    held = [place == number for number in np.unique(place)]
+    held = [place == number for number in range(BINS) if (place == number).sum() >= LEAST_IN_BIN]
     return (
         np.array([confidence[own].mean() for own in held], np.float32),
         np.array([right[own].mean() for own in held], np.float32),
@@ -143,7 +146,11 @@ def _confusion(own: FloatArray, truth: Truth, labelled: Labelled, name: str) -> 
 
 def _missing(curve: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = _figure(5.6, 4.2)
-    for metric, colour in (("balanced_accuracy", "#0072b2"), ("macro_auroc", "#d55e00")):
+    lines = (
+        ("balanced_accuracy", "balanced accuracy", "#0072b2"),
+        ("macro_auroc", "macro AUROC", "#d55e00"),
+    )
+    for metric, name, colour in lines:
         points = [(p["hidden_share"], p[metric]) for p in curve if p[metric]["value"] is not None]
         shares = [100 * share for share, _ in points]
         axes.plot(
@@ -151,7 +158,7 @@ def _missing(curve: Sequence[Mapping[str, Any]]) -> Figure:
             [f["value"] for _, f in points],
             color=colour,
             marker="o",
-            label=metric.replace("_", " "),
+            label=name,
         )
         known = [(x, f) for x, (_, f) in zip(shares, points, strict=True) if f["low"] is not None]
         axes.fill_between(

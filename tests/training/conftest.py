@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cohort.cohort import Cohort
+from tests.training.squares import squares, tiny_config, write_cohort
 from training.fit import fit
 from training.trainer import pretrain
-from tests.training.squares import squares, tiny_config, write_cohort
 
 
 @pytest.fixture(scope="session", autouse=True)

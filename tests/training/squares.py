@@ -31,9 +31,7 @@ SCHEMA = FieldSchema(
     fields=(
         Field(name="diameter_mm", level="lesion", kind="numeric", unit="mm"),
         Field(name="itch", level="lesion", kind="boolean"),
-        Field(
-            name="anatom_site", level="lesion", kind="categorical", categories=("back", "scalp")
-        ),
+        Field(name="anatom_site", level="lesion", kind="categorical", categories=("back", "scalp")),
         Field(name="age_years", level="patient", kind="numeric", unit="years"),
         Field(name="sex", level="patient", kind="categorical", categories=("female", "male")),
     )
@@ -62,7 +60,7 @@ TINY: dict[str, Any] = {
         "hue": 0.0,
     },
     "fit": {
-        "epochs": 12,
+        "epochs": 40,
         "folds": 2,
         "batch": 32,
         "hidden": 16,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.config import FitSettings
 from training.context import (
     MAX_LESIONS,
     RANK_WEIGHT,
@@ -12,7 +13,6 @@ from training.context import (
     fit_scale,
     train_context,
 )
-from training.config import FitSettings
 from training.features import RecordFeatures
 from training.heads import Classifier, ContextModel, mean_of_others
 
@@ -52,7 +52,9 @@ def of_lesions(batch: dict[str, torch.Tensor]) -> list[str]:
 def test_a_modality_that_is_absent_has_no_say(flags: tuple[bool, bool, bool]) -> None:
     model = classifier()
     features = [torch.randn(4, DIM) for _ in flags]
-    others = [f if there else torch.randn(4, DIM) * 9 for f, there in zip(features, flags)]
+    others = [
+        f if there else torch.randn(4, DIM) * 9 for f, there in zip(features, flags, strict=True)
+    ]
     present = [torch.full((4,), there) for there in flags]
     assert torch.equal(model(*features, *present), model(*others, *present))
     for number, there in enumerate(flags):
@@ -171,7 +173,9 @@ def test_a_patient_with_very_many_lesions_is_shown_in_part() -> None:
     shown: list[int] = []
 
     class Watched(ContextModel):
-        def forward(self, image: torch.Tensor, *rest: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self, image: torch.Tensor, *rest: torch.Tensor, **more: torch.Tensor
+        ) -> torch.Tensor:
             shown.append(image.shape[1])
             return super().forward(image, *rest, **more)
 

@@ -109,7 +109,9 @@ def test_a_run_that_brings_its_own_weights_gets_the_architecture_alone(checkpoin
     trained = build_image_encoder(settings)
     bare = build_image_encoder(settings, pretrained=False)
     table = "embeddings.position_embeddings"
-    assert not torch.equal(bare.backbone.get_parameter(table), trained.backbone.get_parameter(table))
+    assert not torch.equal(
+        bare.backbone.get_parameter(table), trained.backbone.get_parameter(table)
+    )
     bare.load_state_dict(trained.state_dict())
     assert torch.equal(bare.eval()(pixels(16)), trained.eval()(pixels(16)))
 

@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
@@ -81,7 +82,7 @@ def test_the_bootstrap_draws_whole_groups() -> None:
     groups = ["a", "b", "a", "c", "b", "a"]
     drawn: list[list[int]] = []
 
-    def count(rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> float:
+    def count(rows: npt.NDArray[np.int64]) -> float:
         drawn.append(rows.tolist())
         return float(len(rows))
 

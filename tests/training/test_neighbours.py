@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from bundle.calibration import Extrapolation
@@ -16,7 +17,7 @@ def rows(cohort: Cohort) -> Rows:
     return load_rows(cohort, ["train"], LABELS).take(np.arange(23))
 
 
-def embeddings_of(rows: Rows) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def embeddings_of(rows: Rows) -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).normal(0, 1, (len(rows), DIM)).astype(np.float32)
 
 
@@ -47,8 +48,8 @@ def test_no_more_neighbours_come_than_there_are_lesions(rows: Rows) -> None:
     scores, _ = Neighbours(rows, embeddings).search(rows, embeddings, 1000)
     assert scores.shape[1] == len(set(rows.lesion_id))
     own = np.isinf(scores).sum(1)
-    patients = [len({k for k, g in zip(rows.lesion_id, rows.group_id) if g == p}) for p in rows.group_id]
-    assert own.tolist() == patients
+    lesions = set(zip(rows.lesion_id, rows.group_id, strict=True))
+    assert own.tolist() == [sum(g == group for _, g in lesions) for group in rows.group_id]
 
 
 def test_extrapolated_records_come_from_other_patients_alone(cohort: Cohort, rows: Rows) -> None:
@@ -83,5 +84,5 @@ def test_the_farthest_calibration_lesions_get_no_answer() -> None:
     assert answered.mean() == 0.95
     few = fit_extrapolation(scores[:, :2], neighbours=15)
     assert few.min_similarity == pytest.approx(np.quantile(scores[:, 1], 0.02))
-    alone = fit_extrapolation(np.full((4, 3), -np.inf, np.float32), neighbours=15)
+    alone = fit_extrapolation(np.full((4, 3), -1.000001, np.float32), neighbours=15)
     assert alone.min_similarity == -1

@@ -17,6 +17,7 @@ def patients() -> tuple[torch.Tensor, torch.Tensor]:
     return lesions, mask
 
 
+@torch.no_grad()
 def slow_pooling(pooling: Pooling, lesions: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
     """Return phenotypes patient by patient over the lesions that count."""
     answers = []

@@ -1,0 +1,615 @@
+"""Evaluation of fakes whose answers can be done in the head, and of a tiny fitted run."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from bundle.calibration import softmax
+from bundle.errors import CohortError, ForeignCatalogue, SeenGroups, TrainingError
+from bundle.fields import Field, FieldSchema, Record
+from bundle.images import decode_image, prepare_image
+from bundle.records import encode_records
+from bundle.store import MANIFEST, seal
+from cohort.cohort import Cohort
+from cohort.rows import Group, LesionImage, Source
+from cohort.store import prepare
+from tests.fakes import (
+    BLUE,
+    GREEN,
+    IMAGE_INPUT,
+    LABELS,
+    MALIGNANT,
+    RED,
+    SCHEMA,
+    FakeEncoders,
+    draw_image,
+    make_lesion,
+    manifest_content,
+    write_bundle,
+    write_catalogue,
+)
+from training.anchor import read_anchor
+from training.conditions import accept_records, compare_fields, hide_values
+from training.evaluation import evaluate
+from training.metrics import auroc, balanced_accuracy, group_bootstrap, macro_auroc
+from training.plots import reliability
+from training.report import show
+from training.resampling import (
+    Resampling,
+    auroc_of,
+    balanced_accuracy_of,
+    estimate,
+    mean_of,
+    mean_of_known,
+)
+from training.run import SEEN, write_seen
+from training.run import SeenGroups as SeenList
+from training.scores import Raw, find_truth, headline
+
+PATIENTS = 8
+LESIONS = 15
+FloatArray = npt.NDArray[np.float32]
+
+
+def coloured(
+    *, patients: bool = True, labels: dict[str, str | None] | None = None, bare: bool = False
+) -> Iterator[LesionImage]:
+    """Yield eight patients' lesions: one malignant each, the first lesion photographed twice."""
+    names = labels or {}
+    for patient in range(PATIENTS):
+        for place in range(LESIONS):
+            # The last lesion is malignant; its picture is often misleading, its size is not.
+            label = "nv" if place < LESIONS - 1 else ("mel", "bcc")[patient % 2]
+            colour = {"nv": RED, "mel": GREEN, "bcc": BLUE}[label]
+            if (patient + place) % 5 == 0:
+                colour = (130, 130, 60 + 10 * patient)
+            # No two pictures alike: ties would be broken by rounding.
+            red, green, blue = colour
+            colour = (red + 2 * place, green + 5 * patient - place, blue - 3 * patient + place)
+            record: Record = {"diameter_mm": 3.0 + place % 4, "age_years": 40.0 + patient}
+            if place % 7 == 3:
+                record = {}
+            for picture in range(2 if place == 0 else 1):
+                yield LesionImage(
+                    image_id=f"i{patient}-{place}-{picture}",
+                    lesion_id=f"l{patient}-{place}",
+                    patient_id=f"p{patient}" if patients else None,
+                    image=draw_image(colour, seed=place + 100 * patient + picture, size=40),
+                    label=names.get(label, label),
+                    malignant=label in MALIGNANT,
+                    record={} if bare else record,
+                )
+
+
+def make_cohort(out: Path, images: list[LesionImage] | None = None, **changes: Any) -> Cohort:
+    rows = list(coloured()) if images is None else images
+    content: dict[str, Any] = {
+        "name": "coloured",
+        "schema": SCHEMA,
+        "labels": LABELS,
+        "malignant_labels": MALIGNANT,
+        "licence": "CC0-1.0",
+        "citation": "drawn by the tests",
+        "groups": lambda: iter([Group(i.group_id, i.label) for i in rows]),
+        "rows": lambda: iter(rows),
+    }
+    prepare(Source(**{**content, **changes}), out)
+    return Cohort.open(out)
+
+
+def make_bundle(out: Path, *, shown: set[str] | None = None, **changes: Any) -> Path:
+    """Write a bundle that says which groups it was shown."""
+    draft = out.with_name(out.name + ".draft")
+    overrides = {k: v for k, v in changes.items() if k not in ("context", "novelty")}
+    write_bundle(draft, **changes)
+    shutil.copytree(draft, out, ignore=shutil.ignore_patterns(MANIFEST))
+    write_seen(out / SEEN, (SeenList.of({"someone else"} if shown is None else shown),))
+    seal(out, manifest_content(**overrides))
+    return out
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def colours(folder: Path) -> Cohort:
+    return make_cohort(folder / "cohort")
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Path:
+    return make_bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def catalogue(folder: Path, bundle: Path) -> Path:
+    """Strangers' lesions, which say "back", and the cohort's own patients', which say "scalp"."""
+    bundle_id = json.loads((bundle / MANIFEST).read_text())["bundle_id"]
+    lesions = [
+        make_lesion(f"s{n}", colour, seed=900 + n, record={"anatom_site": "back", "itch": False})
+        for n, colour in enumerate((RED, GREEN, BLUE) * 7)
+    ]
+    lesions += [
+        make_lesion(
+            f"own{n}",
+            (RED, GREEN, BLUE)[n % 3],
+            seed=950 + n,
+            patient_id="p0",
+            record={"anatom_site": "scalp", "itch": True},
+        )
+        for n in range(30)
+    ]
+    with write_catalogue(folder / "catalogue", lesions, bundle_id=bundle_id):
+        return folder / "catalogue"
+
+
+@pytest.fixture(scope="module")
+def anchor(folder: Path, colours: Cohort) -> Path:
+    """Answers that are always right, with the labels in another order and two images missing."""
+    table = colours.table()
+    labels = [*LABELS[1:], LABELS[0]]
+    chances = np.full((len(table), 3), 0.1, np.float32)
+    chances[np.arange(len(table)), [labels.index(x) for x in table["label"].to_pylist()]] = 0.8
+    np.savez(
+        folder / "anchor.npz",
+        image_id=np.array(table["image_id"].to_pylist())[2:],
+        probabilities=chances[2:],
+        labels=np.array(labels),
+    )
+    return folder / "anchor.npz"
+
+
+@pytest.fixture(scope="module")
+def made(
+    folder: Path, bundle: Path, colours: Cohort, catalogue: Path, anchor: Path
+) -> tuple[dict[str, Any], Path]:
+    out = folder / "out"
+    metrics = evaluate(bundle, colours, out, splits=("all",), catalogue=catalogue, against=anchor)
+    return metrics, out
+
+
+def fake_probabilities(cohort: Cohort, *, image: bool, record: bool) -> FloatArray:
+    """Return (N, 3): the fake's answers, one row at a time."""
+    fake, answers = FakeEncoders(), []
+    for data, known in zip(
+        cohort.images(range(len(cohort))), cohort.records(range(len(cohort))), strict=True
+    ):
+        embedding = fake.embed_images(prepare_image(decode_image(data), IMAGE_INPUT)[None])
+        parts = [encode_records([known], SCHEMA.at(level)) for level in ("lesion", "patient")]
+        logits = fake.classify(
+            embedding,
+            fake.embed_records(parts[0], "lesion"),
+            fake.embed_records(parts[1], "patient"),
+            image_present=np.array([image]),
+            lesion_present=parts[0].any_present & record,
+            patient_present=parts[1].any_present & record,
+        )
+        answers.append(softmax(logits)[0])
+    return np.array(answers, np.float32)
+
+
+def facts(cohort: Cohort) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[str]]:
+    table = cohort.table()
+    label = np.array([LABELS.index(x) for x in table["label"].to_pylist()], np.int64)
+    return label, np.array(table["malignant"].to_pylist()), cohort.group_ids()
+
+
+def noisy(seed: int, count: int = 90) -> tuple[npt.NDArray[np.int64], FloatArray, list[str]]:
+    """Return labels, rounded (so tied) probabilities that know a little of them, and groups."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, count)
+    chances = np.round(softmax(rng.normal(0, 1, (count, 3)) + np.eye(3)[label]), 1)
+    return label, chances.astype(np.float32), [f"g{g}" for g in rng.integers(0, 30, count)]
+
+
+def test_intervals_are_those_of_the_bootstrap_one_sample_at_a_time() -> None:
+    label, chances, groups = noisy(0)
+    resampling = Resampling(groups, samples=60, seed=5)
+    cases: list[tuple[Any, Callable[[npt.NDArray[np.int64]], float]]] = [
+        (
+            balanced_accuracy_of(label, chances.argmax(1)),
+            lambda rows: balanced_accuracy(label[rows], chances.argmax(1)[rows]),
+        ),
+        (
+            auroc_of(label == 1, chances[:, 1]),
+            lambda rows: auroc(label[rows] == 1, chances[rows, 1]) or np.nan,
+        ),
+        (mean_of(chances[:, 0]), lambda rows: float(chances[rows, 0].astype(np.float64).mean())),
+    ]
+    for statistic, slow in cases:
+        got = estimate(resampling.draws(statistic))
+        expected = group_bootstrap(groups, slow, samples=60, seed=5)
+        assert (got["value"], got["low"], got["high"]) == pytest.approx(expected, abs=1e-9)
+    macro = mean_of_known([resampling.draws(auroc_of(label == k, chances[:, k])) for k in range(3)])
+    expected = group_bootstrap(
+        groups, lambda rows: macro_auroc(label[rows], chances[rows]) or np.nan, samples=60, seed=5
+    )
+    assert tuple(estimate(macro).values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_difference_is_paired_over_the_same_resamples() -> None:
+    label, chances, groups = noisy(1)
+    other = noisy(2)[1]
+    resampling = Resampling(groups, samples=60, seed=5)
+    first, second = (
+        resampling.draws(balanced_accuracy_of(label, c.argmax(1))) for c in (chances, other)
+    )
+    expected = group_bootstrap(
+        groups,
+        lambda rows: (
+            balanced_accuracy(label[rows], chances.argmax(1)[rows])
+            - balanced_accuracy(label[rows], other.argmax(1)[rows])
+        ),
+        samples=60,
+        seed=5,
+    )
+    assert tuple(estimate(first - second).values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_draws_do_not_depend_on_how_many_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    label, chances, groups = noisy(3)
+    resampling = Resampling(groups, samples=10)
+    whole = resampling.draws(auroc_of(label == 0, chances[:, 0]))
+    monkeypatch.setattr("training.resampling.CHUNK", 1)
+    np.testing.assert_array_equal(whole, resampling.draws(auroc_of(label == 0, chances[:, 0])))
+
+
+def test_a_figure_without_a_value_or_an_interval_says_why() -> None:
+    groups = ["a", "b", "c"]
+    one_side = Resampling(groups, samples=50).draws(auroc_of(np.ones(3, bool), np.arange(3)))
+    assert estimate(one_side, "only one side") == {"value": None, "reason": "only one side"}
+    rare = Resampling(groups, samples=50).draws(
+        auroc_of(np.array([True, False, False]), np.arange(3))
+    )
+    got = estimate(rare)
+    assert (got["value"], got["low"], got["high"]) == (0.0, None, None)
+    assert "no interval" in got["reason"]
+    assert show(got) == "0.000"
+    assert show(None) == ""
+
+
+def test_reliability_bins_leave_out_those_with_few_images() -> None:
+    chances = np.array([[0.95, 0.05]] * 6 + [[0.35, 0.65]] * 2, np.float32)
+    confidence, right, count = reliability(chances, np.array([0] * 3 + [1] * 5))
+    assert confidence == pytest.approx([0.95])
+    assert right == pytest.approx([0.5])
+    assert count.tolist() == [6]
+
+
+def test_fields_that_the_model_does_not_read_are_left_out_and_odd_values_counted() -> None:
+    own = FieldSchema(
+        fields=(
+            Field(name="age", level="patient", kind="numeric", unit="years"),
+            Field(name="age_approx", level="patient", kind="numeric", unit="years"),
+            Field(name="diameter_mm", level="lesion", kind="numeric", unit="inch"),
+            Field(name="anatom_site", level="lesion", kind="categorical", categories=("leg", "x")),
+            Field(name="colour", level="lesion", kind="boolean"),
+        )
+    )
+    records: list[Record] = [
+        {"age": 40.0, "age_approx": 41.0, "diameter_mm": 1.0, "anatom_site": "leg"},
+        {"age": 300.0, "anatom_site": "x", "colour": True},
+        {"age": 0.0},
+    ]
+    accepted = accept_records(records, own, SCHEMA)
+    assert accepted.records == [
+        {"age_years": 40.0, "anatom_site": "lower extremity"},
+        {},
+        {"age_years": 0.0},
+    ]
+    assert set(accepted.left_out) == {"age_approx", "diameter_mm", "colour"}
+    assert accepted.rejected == {"age_years": 1, "anatom_site": 1}
+    assert [field.name for field in accepted.fields] == ["age_years", "anatom_site"]
+
+
+def test_a_larger_share_hides_what_a_smaller_one_hides_and_more() -> None:
+    names = ["a", "b", "c", "d"]
+    records: list[Record] = [dict.fromkeys(names, 1.0) for _ in range(20)]
+    kept = [hide_values(records, names, share, seed=1) for share in (0, 0.25, 0.75, 1)]
+    assert [{len(r) for r in part} for part in kept] == [{4}, {3}, {1}, {0}]
+    assert all(set(b) <= set(a) for a, b in zip(kept[1], kept[2], strict=True))
+    assert len({tuple(r) for r in kept[2]}) == 4
+
+
+def test_guessed_fields_are_compared_where_both_are_known() -> None:
+    given: list[Record] = [{"itch": True, "age_years": 30.0}, {"itch": False}, {"age_years": 90.0}]
+    guessed: list[Record] = [
+        {"itch": True, "age_years": 40.0},
+        {"itch": True, "age_years": 1.0},
+        {"age_years": 50.0},
+    ]
+    got = compare_fields(SCHEMA.fields, given, guessed)
+    assert got["itch"] == {"fill_share": pytest.approx(2 / 3), "compared": 2, "accuracy": 0.5}
+    assert got["age_years"]["accuracy"] == 0.5
+    assert got["age_years"]["mean_absolute_error"] == 25
+    assert got["sex"]["accuracy"] is None
+    assert got["sex"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "record"),
+    [("image", True, False), ("metadata", False, True), ("given", True, True)],
+)
+def test_a_condition_shows_the_model_what_its_name_says(
+    made: tuple[dict[str, Any], Path], colours: Cohort, name: str, image: bool, record: bool
+) -> None:
+    chances = fake_probabilities(colours, image=image, record=record)
+    label, malignant, groups = facts(colours)
+    prior = np.array([0.8, 0.15, 0.05], np.float32)
+    figures = made[0]["conditions"][name]
+    decided = (chances / prior).argmax(1)
+    assert figures["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy(label, decided))
+    assert figures["accuracy_most_probable"]["value"] == pytest.approx(
+        (chances.argmax(1) == label).mean()
+    )
+    assert figures["macro_auroc"]["value"] == pytest.approx(macro_auroc(label, chances), abs=2e-3)
+    for metric, positive, scores in (
+        ("malignant_auroc", malignant, chances[:, 1:].sum(1)),
+        ("melanoma_auroc", label == 1, chances[:, 1]),
+    ):
+        assert figures[metric]["value"] == pytest.approx(auroc(positive, scores), abs=2e-3)
+    right = chances.argmax(1) == label
+    expected = group_bootstrap(groups, lambda rows: float(right[rows].mean()))
+    assert tuple(figures["accuracy_most_probable"].values()) == pytest.approx(expected)
+    inside = (1 - chances <= 0.9) | (np.eye(3)[chances.argmax(1)] > 0)
+    assert figures["conformal_set_size"]["value"] == pytest.approx(inside.sum(1).mean())
+    assert figures["conformal_coverage"]["value"] == pytest.approx(
+        inside[np.arange(len(label)), label].mean()
+    )
+    assert figures["labels"]["mel"]["images"] == PATIENTS // 2
+    assert figures["labels"]["mel"]["recalled"] == (decided[label == 1] == 1).sum()
+
+
+def test_differences_are_those_of_the_figures(made: tuple[dict[str, Any], Path]) -> None:
+    conditions = made[0]["conditions"]
+    for name, difference in made[0]["differences"].items():
+        first, second = name.split(" - ")
+        for metric in ("balanced_accuracy", "macro_auroc", "malignant_auroc"):
+            gap = conditions[first][metric]["value"] - conditions[second][metric]["value"]
+            assert difference[metric]["value"] == pytest.approx(gap)
+            assert difference[metric]["low"] <= difference[metric]["high"]
+
+
+def test_neighbours_of_the_own_patient_have_no_voice(
+    made: tuple[dict[str, Any], Path], folder: Path, bundle: Path, catalogue: Path
+) -> None:
+    images = [i for i in coloured() if i.patient_id == "p0"]
+    told = [
+        LesionImage(**{**i.__dict__, "record": {"anatom_site": "back", "itch": True}})
+        for i in images
+    ]
+    own = make_cohort(folder / "own", told)
+    got = evaluate(bundle, own, folder / "own out", splits=("all",), catalogue=catalogue)
+    fields = got["extrapolation"]["fields"]
+    assert fields["anatom_site"] == {"fill_share": 1.0, "compared": len(told), "accuracy": 1.0}
+    assert fields["itch"]["accuracy"] == 0.0
+    assert made[0]["extrapolation"]["fields"]["anatom_site"]["fill_share"] > 0
+
+
+def test_the_comparison_is_over_the_shared_images(made: tuple[dict[str, Any], Path]) -> None:
+    against = made[0]["against"]
+    assert (against["images"], against["images_without_answer"]) == (PATIENTS * 16 - 2, 2)
+    assert against["other"]["balanced_accuracy"]["value"] == 1
+    assert set(against["difference"]) == {"image", "metadata", "given", "extrapolated"}
+    for difference in against["difference"].values():
+        assert difference["macro_auroc"]["value"] <= 0
+
+
+def test_the_malignant_lesion_is_sought_among_its_patients_others(
+    made: tuple[dict[str, Any], Path],
+) -> None:
+    patients = made[0]["patients"]
+    assert patients["lesions"] == PATIENTS * LESIONS
+    assert patients["patients_judged"] == PATIENTS
+    tops = [patients[f"malignant_in_top_{top}"] for top in (1, 3, 15)]
+    for top in tops:
+        gap = top["in_context"]["value"] - top["alone"]["value"]
+        assert top["difference"]["value"] == pytest.approx(gap)
+    assert [t["alone"]["value"] for t in tops] == sorted(t["alone"]["value"] for t in tops)
+    assert tops[2]["in_context"]["value"] == 1
+
+
+def test_all_metadata_hidden_is_the_image_alone(made: tuple[dict[str, Any], Path]) -> None:
+    curve, conditions = made[0]["missing_metadata"], made[0]["conditions"]
+    assert [point["hidden_share"] for point in curve] == [0, 0.25, 0.5, 0.75, 1]
+    for metric in ("balanced_accuracy", "macro_auroc", "malignant_auroc"):
+        assert curve[0][metric] == conditions["given"][metric]
+        assert curve[-1][metric] == conditions["image"][metric]
+
+
+def test_the_folder_holds_the_figures_the_report_and_the_predictions(
+    made: tuple[dict[str, Any], Path], colours: Cohort
+) -> None:
+    metrics, out = made
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    report = (out / "report.md").read_text()
+    assert "in training" not in report.split("## Metadata")[1]
+    pictures = re.findall(r"\((\w+\.png)\)", report)
+    assert set(pictures) == {
+        "roc_malignant.png", "reliability.png", "confusion_given.png", "missing_metadata.png"
+    }  # fmt: skip
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    value = metrics["conditions"]["given"]["macro_auroc"]
+    assert f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})" in report
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name, record in (("image", False), ("given", True)):
+        written = np.array([[float(row[f"{name}_{label}"]) for label in LABELS] for row in rows])
+        expected = fake_probabilities(colours, image=True, record=record)
+        np.testing.assert_allclose(written, expected, atol=1e-4)
+    assert [row["image_id"] for row in rows] == colours.table()["image_id"].to_pylist()
+
+
+def test_groups_that_training_saw_are_refused_unless_allowed(
+    tmp_path: Path, colours: Cohort
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", shown={"p0", "p1"}, context=False, novelty=False)
+    with pytest.raises(SeenGroups, match="2 of these 8 groups"):
+        evaluate(bundle, colours, tmp_path / "out", splits=("all",))
+    assert not (tmp_path / "out").exists()
+    got = evaluate(bundle, colours, tmp_path / "out", splits=("all",), allow_seen=True)
+    assert got["seen"] == {"groups": 2, "mark": "includes groups seen in training"}
+    assert got["patients"]["reason"] == "the model has no context model"
+    assert got["assessable"]["novelty"]["value"] is None
+    report = (tmp_path / "out" / "report.md").read_text()
+    tables = sum(line.startswith("| --- |") for line in report.splitlines())
+    assert tables > 3
+    assert report.count("*This table includes groups seen in training.*") == tables
+
+
+def test_a_bundle_that_does_not_say_what_it_saw_is_refused_unless_allowed(
+    tmp_path: Path, colours: Cohort
+) -> None:
+    write_bundle(tmp_path / "bundle")
+    with pytest.raises(SeenGroups, match="does not say"):
+        evaluate(tmp_path / "bundle", colours, tmp_path / "out")
+    got = evaluate(tmp_path / "bundle", colours, tmp_path / "out", allow_seen=True)
+    assert got["seen"]["groups"] is None
+    assert "may include" in got["seen"]["mark"]
+
+
+def test_other_labels_leave_malignancy_and_melanoma(tmp_path: Path, bundle: Path) -> None:
+    names: dict[str, str | None] = {"nv": "NEV", "mel": "MEL", "bcc": "AKIEC"}
+    cohort = make_cohort(
+        tmp_path / "cohort",
+        list(coloured(patients=False, labels=names, bare=True)),
+        labels=("NEV", "MEL", "AKIEC"),
+        malignant_labels=("MEL", "AKIEC"),
+        schema=FieldSchema(fields=()),
+    )
+    got = evaluate(bundle, cohort, tmp_path / "out", splits=("all",))
+    image = got["conditions"]["image"]
+    chances = fake_probabilities(cohort, image=True, record=False)
+    raw = np.array(cohort.table()["label"].to_pylist())
+    assert image["melanoma_auroc"]["value"] == pytest.approx(
+        auroc(raw == "MEL", chances[:, 1]), abs=2e-3
+    )
+    rest = raw != "AKIEC"
+    assert image["malignant_auroc_without_akiec"]["value"] == pytest.approx(
+        auroc(raw[rest] == "MEL", chances[rest, 1:].sum(1)), abs=2e-3
+    )
+    assert image["macro_auroc"]["value"] is None
+    assert "NEV" in image["macro_auroc"]["reason"]
+    assert got["conditions"]["given"]["reason"].startswith("the cohort has no metadata field")
+    assert got["patients"]["reason"] == "the cohort has no patient ids"
+    assert got["differences"]["given - image"]["value"] is None
+    assert got["missing_metadata"] == []
+    assert (
+        "None: the cohort's labels are not the model's"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
+
+
+def test_what_the_cohort_or_the_model_does_not_know_is_null_with_the_reason() -> None:
+    def truth(names: list[str | None], labels: tuple[str, ...], malignant: list[bool]) -> Any:
+        raw = Raw(names, np.full(len(names), -1), [f"g{i}" for i in range(len(names))])
+        return find_truth(
+            raw,
+            own=("nv", "x"),
+            labels=labels,
+            malignant=np.array(malignant),
+            prior=np.full(len(labels), 1 / len(labels), np.float32),
+            samples=5,
+            seed=0,
+        )
+
+    none = truth([None, None], ("nv", "x"), [False, False])
+    assert none.labelled == "none of these images has a label"
+    assert none.questions["malignant_auroc"] == "the model has no malignant label"
+    assert none.questions["melanoma_auroc"] == "the model has no label mel or melanoma"
+    known = truth(["nv", "x"], ("nv", "x", "melanoma"), [False, False, True])
+    assert known.questions["malignant_auroc"].startswith("the cohort does not say")
+    assert known.questions["melanoma_auroc"] == "the cohort has no label mel or melanoma"
+    figures = headline(np.full((2, 3), 1 / 3, np.float32), known)
+    assert figures["malignant_auroc"]["value"] is None
+    assert figures["macro_auroc"]["value"] == 0.5
+
+
+def test_splits_that_are_unknown_or_empty_are_refused(
+    tmp_path: Path, bundle: Path, colours: Cohort
+) -> None:
+    with pytest.raises(CohortError, match="got 'tset'"):
+        evaluate(bundle, colours, tmp_path / "out", splits=("tset",))
+    with pytest.raises(CohortError, match="no split"):
+        evaluate(bundle, colours, tmp_path / "out", splits=())
+
+
+def test_a_catalogue_of_another_bundle_is_refused(
+    tmp_path: Path, bundle: Path, colours: Cohort
+) -> None:
+    write_catalogue(tmp_path / "catalogue", [make_lesion("a")]).close()
+    with pytest.raises(ForeignCatalogue):
+        evaluate(bundle, colours, tmp_path / "out", catalogue=tmp_path / "catalogue")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.array(["nv", "mel", "x"])}, "expected probabilities of nv, mel, bcc"),
+        ({"probabilities": np.zeros((2, 2))}, "finite probabilities of shape"),
+        ({"probabilities": np.full((2, 3), np.nan)}, "finite probabilities of shape"),
+        ({"image_id": np.array(["a", "a"])}, "each image_id once"),
+    ],
+)
+def test_answers_to_compare_with_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    content: dict[str, Any] = {
+        "image_id": np.array(["a", "b"]),
+        "probabilities": np.zeros((2, 3)),
+        "labels": np.array(LABELS),
+    }
+    np.savez(tmp_path / "other.npz", **{**content, **changes})
+    with pytest.raises(TrainingError, match=message):
+        read_anchor(tmp_path / "other.npz", LABELS)
+
+
+def test_answers_to_other_images_are_refused(tmp_path: Path, bundle: Path, colours: Cohort) -> None:
+    with pytest.raises(TrainingError, match=r"expected an \.npz"):
+        read_anchor(tmp_path / "absent.npz", LABELS)
+    path = tmp_path / "other.npz"
+    np.savez(path, image_id=["zz"], probabilities=np.ones((1, 3)), labels=np.array(LABELS))
+    with pytest.raises(TrainingError, match="share no labelled image"):
+        evaluate(bundle, colours, tmp_path / "out", against=path)
+
+
+def test_a_fitted_run_is_evaluated_like_a_bundle(
+    tmp_path: Path, fitted: Path, cohort: Cohort
+) -> None:
+    stages: set[str] = set()
+    got = evaluate(
+        fitted, cohort, tmp_path / "out", report=lambda stage, done, total: stages.add(stage)
+    )
+    assert got["model"]["kind"] == "run"
+    assert got["conditions"]["given"]["macro_auroc"]["value"] is not None
+    assert got["conditions"]["extrapolated"] == {"value": None, "reason": "no catalogue"}
+    assert got["patients"]["malignant_in_top_3"]["alone"]["reason"].startswith("no patient with 15")
+    assert {"embed", "score"} <= stages
+    with pytest.raises(SeenGroups):
+        evaluate(fitted, cohort, tmp_path / "seen", splits=("train",))
+    with pytest.raises(TrainingError, match="expected a bundle with the catalogue"):
+        evaluate(fitted, cohort, tmp_path / "run", catalogue=tmp_path / "catalogue")
+
+
+def test_a_folder_that_is_no_fitted_model_is_refused(
+    tmp_path: Path, fitted: Path, cohort: Cohort
+) -> None:
+    with pytest.raises(TrainingError, match="got neither"):
+        evaluate(tmp_path, cohort, tmp_path / "out")
+    run = Path(shutil.copytree(fitted, tmp_path / "run"))
+    (run / "calibration.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"calibration.json: Field required"):
+        evaluate(run, cohort, tmp_path / "out")
+    (run / "calibration.json").unlink()
+    with pytest.raises(TrainingError, match="slimp fit"):
+        evaluate(run, cohort, tmp_path / "out")

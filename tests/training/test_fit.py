@@ -1,0 +1,275 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bundle.calibration import CONDITIONS, Calibration, Condition
+from bundle.errors import TrainingError
+from bundle.fields import FieldSchema, Record
+from bundle.images import decode_image, prepare_image
+from bundle.novelty import NoveltyModel
+from cohort.cohort import Cohort
+from tests.training.squares import LABELS, SCHEMA, squares, tiny_config, write_cohort
+from training.classifier import ConditionRecords, feature_table
+from training.data import fit_schema, load_rows
+from training.encoders import load_encoders
+from training.features import Modality, classify_rows, embed_rows, record_features
+from training.fit import fit
+from training.run import TOWERS, read_info, read_run_config
+from training.trainer import pretrain
+
+
+def calibration_of(run: Path) -> Calibration:
+    return Calibration.model_validate_json((run / "calibration.json").read_bytes())
+
+
+def with_settings(run: Path, out: Path, **sections: Any) -> Path:
+    """Return a copy of the run that is to be fitted otherwise."""
+    shutil.copytree(run, out)
+    (out / "config.json").write_text(tiny_config(**sections).model_dump_json())
+    return out
+
+
+def test_a_fitted_run_holds_everything_that_export_reads(
+    fitted: Path, pretrained: Path, cohort: Cohort
+) -> None:
+    assert {file.name for file in fitted.iterdir()} == {
+        "config.json",
+        "run.json",
+        "metrics.jsonl",
+        "towers.safetensors",
+        "classifier.safetensors",
+        "context.safetensors",
+        "calibration.json",
+        "novelty.npz",
+    }
+    info, before = read_info(fitted), read_info(pretrained)
+    assert read_run_config(fitted) == read_run_config(pretrained)
+    assert info.data == before.data
+    assert info.labels == cohort.info.labels
+    calibration = calibration_of(fitted)
+    assert set(calibration.conditions) == set(CONDITIONS)
+    assert calibration.prevalence == pytest.approx({"nv": 0.8, "mel": 0.1, "bcc": 0.1})
+    assert len(calibration.oddness_quantiles) == 101
+    assert len(calibration.operating_points) == 2 * len(CONDITIONS)
+    cal = cohort.info.counts.splits["cal"].images
+    assert {c.lesions for c in calibration.conditions.values()} == {cal}
+
+
+def test_calibration_groups_are_not_in_train_and_both_are_seen(
+    fitted: Path, pretrained: Path, cohort: Cohort
+) -> None:
+    train, cal, test = (
+        set(load_rows(cohort, [split], LABELS).group_id) for split in ("train", "cal", "test")
+    )
+    assert not train & cal
+    earlier, seen = read_info(fitted).seen
+    assert (earlier,) == read_info(pretrained).seen
+    assert earlier.overlap(train | cal | test) == train
+    assert seen.overlap(train | cal | test) == train | cal
+
+
+def test_the_classifier_tells_the_colours_of_unseen_patients(fitted: Path, cohort: Cohort) -> None:
+    info, encoders = read_info(fitted), load_encoders(fitted)
+    rows = load_rows(cohort, ["test"], LABELS)
+    spec = read_run_config(fitted).image.input
+    done: list[int] = []
+    features = embed_rows(
+        encoders, cohort, rows, spec, batch=7, report=lambda i, total: done.append(i)
+    )
+    assert done == [7, 14, 20]
+    assert len(features.quality) == len(rows)
+    one = prepare_image(decode_image(cohort.images([int(rows.position[9])])[0]), spec)
+    alone = encoders.embed_images(one[None])[0]
+    np.testing.assert_allclose(features.embeddings[9], alone, atol=1e-5)
+    records = record_features(encoders, rows.records, info.record_schema)
+    calibration = calibration_of(fitted)
+    views: tuple[tuple[Modality, Condition], ...] = (("both", "given"), ("image", "missing"))
+    for modality, condition in views:
+        logits = classify_rows(encoders, features.embeddings, records, modality)
+        decided = calibration.probabilities(logits, condition).argmax(1)
+        assert (decided == rows.label).mean() >= 0.85
+    blind = classify_rows(encoders, features.embeddings * 0, records, "record")
+    again = classify_rows(encoders, features.embeddings, records, "record")
+    assert np.array_equal(blind, again)
+
+
+def test_features_are_centred_on_the_train_split(fitted: Path, cohort: Cohort) -> None:
+    rows = load_rows(cohort, ["train"], LABELS)
+    spec = read_run_config(fitted).image.input
+    features = embed_rows(load_encoders(fitted), cohort, rows, spec)
+    np.testing.assert_allclose(features.embeddings.mean(0), 0, atol=1e-5)
+    novelty = NoveltyModel.from_bytes((fitted / "novelty.npz").read_bytes())
+    np.testing.assert_allclose(novelty.centre, 0, atol=1e-5)
+    assert np.median(novelty.score(features.embeddings)) < calibration_of(fitted).novelty_threshold
+
+
+def test_fitting_changes_neither_the_image_tower_nor_the_run_it_reads(
+    fitted: Path, pretrained: Path
+) -> None:
+    before, after = load_file(pretrained / TOWERS), load_file(fitted / TOWERS)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "image.centre" in changed
+    assert {name.split(".")[0] for name in changed - {"image.centre"}} == {"lesion", "patient"}
+
+
+def test_context_of_one_lesion_is_its_own_log_odds(fitted: Path) -> None:
+    encoders = load_encoders(fitted)
+    assert encoders.has_context
+    rng = np.random.default_rng(0)
+    image, record = rng.normal(0, 1, (2, 3, 16)).astype(np.float32)
+    odds = np.array([-1.0, 0.5, 2.0], np.float32)
+
+    def answers(count: int) -> np.typing.NDArray[np.float32]:
+        return encoders.context(
+            image[:count],
+            record[:count],
+            lesion_present=np.ones(count, np.bool_),
+            malignancy_logit=odds[:count],
+            patient_record=record[0],
+            patient_present=True,
+        )
+
+    assert np.array_equal(answers(1), odds[:1])
+    assert answers(3).shape == (3,)
+
+
+@pytest.fixture(scope="module")
+def without_patients(
+    lesion_cohort: Cohort, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run fitted, with its image tower tuned, on squares without patient ids."""
+    folder = tmp_path_factory.mktemp("tuned")
+    settings = {"tune_image": True, "tune_epochs": 2, "tune_batch": 16}
+    run = with_settings(
+        pretrained, folder / "run", fit=settings, image={"frozen_blocks": 0}, precision="fp32"
+    )
+    fit(run, lesion_cohort, folder / "fitted")
+    return folder / "fitted"
+
+
+def test_without_patient_ids_there_is_no_context_model(
+    without_patients: Path, lesion_cohort: Cohort
+) -> None:
+    encoders = load_encoders(without_patients)
+    assert not encoders.has_context
+    assert not (without_patients / "context.safetensors").exists()
+    assert calibration_of(without_patients).oddness_quantiles == ()
+    with pytest.raises(RuntimeError, match="no context model"):
+        encoders.context(
+            np.zeros((1, 16), np.float32),
+            np.zeros((1, 16), np.float32),
+            lesion_present=np.ones(1, np.bool_),
+            malignancy_logit=np.zeros(1, np.float32),
+            patient_record=np.zeros(16, np.float32),
+            patient_present=False,
+        )
+
+
+def test_tuning_changes_the_image_tower(without_patients: Path, pretrained: Path) -> None:
+    before, after = load_file(pretrained / TOWERS), load_file(without_patients / TOWERS)
+    changed = {n.split(".")[1] for n in before if not torch.equal(before[n], after[n])}
+    assert "backbone" in changed
+
+
+def test_a_folder_that_is_taken_is_not_fitted_into(
+    pretrained: Path, fitted: Path, cohort: Cohort
+) -> None:
+    with pytest.raises(TrainingError, match="exists: name another folder"):
+        fit(pretrained, cohort, fitted)
+
+
+def test_a_label_that_a_split_lacks_is_named(pretrained: Path, tmp_path: Path) -> None:
+    """One patient carries the only "bcc": whatever the seed, train or cal has none."""
+    images = [i for i in squares() if i.label != "bcc" or i.patient_id == "patient 2"]
+    cohort = write_cohort(tmp_path / "cohort", images)
+    with pytest.raises(TrainingError, match=r"the (train|cal) split has no lesion labelled bcc"):
+        fit(pretrained, cohort, tmp_path / "fitted")
+    assert not (tmp_path / "fitted").exists()
+
+
+def test_another_cohort_is_added_to_the_data_and_lone_lesions_have_no_oddness(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    """Patients with fewer lesions than `MIN_LESIONS` say nothing of how odd a lesion is."""
+    images = list(squares(patients=24, benign=1))
+    cohort = write_cohort(
+        tmp_path / "cohort", [i for i in images if " 0 1" not in i.image_id], name="other squares"
+    )
+    stages: list[tuple[str, int, int]] = []
+    info = fit(pretrained, cohort, tmp_path / "fitted", report=lambda *at: stages.append(at))
+    assert [source.name for source in info.data] == ["squares", "other squares"]
+    assert calibration_of(tmp_path / "fitted").oddness_quantiles == ()
+    assert {s for s, _, _ in stages} == {"embed train", "embed cal", "classifier", "context"}
+    assert all(0 < done <= total for _, done, total in stages)
+
+
+def test_a_run_without_patient_fields_fits(tmp_path: Path) -> None:
+    images = list(squares(patients=20))
+    for image in images:
+        for name in ("age_years", "sex"):
+            image.record.pop(name, None)
+    schema = FieldSchema(fields=SCHEMA.at("lesion"))
+    cohort = write_cohort(tmp_path / "cohort", images, schema=schema)
+    pretrain(cohort, tiny_config(optimiser={"epochs": 1}), tmp_path / "run")
+    fit(tmp_path / "run", cohort, tmp_path / "fitted")
+    encoders = load_encoders(tmp_path / "fitted")
+    features = record_features(
+        encoders, [{"itch": True}], read_info(tmp_path / "run").record_schema
+    )
+    assert not features.patient.any()
+    assert features.patient_present.tolist() == [False]
+
+
+def test_the_same_run_fits_to_the_same_weights(
+    pretrained: Path, fitted: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    fit(pretrained, cohort, tmp_path / "fitted")
+    for name in ("classifier", "context"):
+        first, second = (
+            load_file(run / f"{name}.safetensors") for run in (fitted, tmp_path / "fitted")
+        )
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    texts = [
+        json.loads((run / "calibration.json").read_text()) for run in (fitted, tmp_path / "fitted")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_training_rows_show_every_condition(cohort: Cohort) -> None:
+    rows = load_rows(cohort, ["train"], LABELS)
+    schema = fit_schema(cohort.schema, rows)
+    guess: Record = {"diameter_mm": 99.0, "sex": "male"}
+    table = ConditionRecords.of(rows.records, [guess] * len(rows), schema)
+    index = np.tile(np.arange(len(rows)), 40)
+    drawn, show = table.draw(index, np.random.default_rng(0))
+    lesion, patient = drawn["lesion"], drawn["patient"]
+    guessed = lesion.values[:, 0] == table.extrapolated["lesion"].values[0, 0]
+    missing = ~(lesion.present.any(1) | patient.present.any(1))
+    complete = lesion.present.all(1) & patient.present.all(1)
+    assert (guessed & lesion.present[:, 0]).mean() == pytest.approx(0.25, abs=0.03)
+    assert missing.mean() == pytest.approx(0.27, abs=0.04)
+    assert complete.mean() > 0.15
+    assert (~lesion.present[guessed & ~missing][:, 1:]).all()
+    assert (~show).mean() == pytest.approx(0.05, abs=0.015)
+    own = lesion.present[:, 1] & ~guessed
+    given = table.given["lesion"].rows(index)
+    assert np.array_equal(lesion.values[own, 1], given.values[own, 1])
+
+
+def test_a_table_of_features_is_shuffled_and_complete() -> None:
+    embeddings = np.arange(14, dtype=np.float32).reshape(7, 2)
+    batches = feature_table(embeddings, 3, seed=0)
+    for _ in range(2):
+        parts = list(batches())
+        index = torch.cat([part for _, part in parts])
+        assert sorted(index.tolist()) == list(range(7))
+        assert index.tolist() != list(range(7))
+        assert [len(part) for _, part in parts] == [3, 3, 1]
+        for features, part in parts:
+            assert np.array_equal(features.numpy(), embeddings[part.numpy()])
