@@ -70,7 +70,7 @@ def coloured(
             label = "nv" if place < LESIONS - 1 else ("mel", "bcc")[patient % 2]
             colour = {"nv": RED, "mel": GREEN, "bcc": BLUE}[label]
             if (patient + place) % 5 == 0:
-                colour = (130, 130, 60 + 10 * patient)
+                colour = (133, 129, 60 + 10 * patient)
             # No two pictures alike: ties would be broken by rounding.
             red, green, blue = colour
             colour = (red + 2 * place, green + 5 * patient - place, blue - 3 * patient + place)
@@ -208,8 +208,8 @@ def noisy(seed: int, count: int = 90) -> tuple[npt.NDArray[np.int64], FloatArray
     """Return labels, rounded (so tied) probabilities that know a little of them, and groups."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, count)
-    chances = np.round(softmax(rng.normal(0, 1, (count, 3)) + np.eye(3)[label]), 1)
-    return label, chances.astype(np.float32), [f"g{g}" for g in rng.integers(0, 30, count)]
+    logits = (rng.normal(0, 1, (count, 3)) + np.eye(3)[label]).astype(np.float32)
+    return label, np.round(softmax(logits), 1), [f"g{g}" for g in rng.integers(0, 30, count)]
 
 
 def test_intervals_are_those_of_the_bootstrap_one_sample_at_a_time() -> None:
@@ -508,6 +508,38 @@ def test_other_labels_leave_malignancy_and_melanoma(tmp_path: Path, bundle: Path
         "None: the cohort's labels are not the model's"
         in (tmp_path / "out" / "report.md").read_text()
     )
+
+
+def test_a_cohort_that_knows_neither_labels_nor_malignancy_still_has_a_report(
+    tmp_path: Path, bundle: Path, anchor: Path
+) -> None:
+    images = [
+        LesionImage(**{**i.__dict__, "label": "other", "malignant": None}) for i in coloured()
+    ]
+    cohort = make_cohort(tmp_path / "cohort", images[:32], labels=("other",), malignant_labels=())
+    got = evaluate(bundle, cohort, tmp_path / "out", splits=("all",), against=anchor)
+    given = got["conditions"]["given"]
+    unknown = "the cohort does not say it of any of these images"
+    assert given["malignant_auroc"] == {"value": None, "reason": unknown}
+    assert given["sensitivity_at_95_specificity"] == {"value": None, "reason": unknown}
+    assert given["melanoma_auroc"]["reason"] == "the cohort has no label mel or melanoma"
+    assert given["labels"]["value"] is None
+    assert given["brier"]["value"] is None
+    assert "other" in got["against"]["reason"]
+    assert got["patients"]["reason"].startswith("the cohort does not say which")
+    assert got["missing_metadata"][0]["macro_auroc"]["value"] is None
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "- given - image: none, nothing to compare" in report
+    assert ".png" not in report
+
+
+def test_one_label_alone_has_no_auroc_and_no_sensitivity(tmp_path: Path, bundle: Path) -> None:
+    cohort = make_cohort(tmp_path / "cohort", [i for i in coloured() if i.label == "nv"])
+    image = evaluate(bundle, cohort, tmp_path / "out", splits=("all",))["conditions"]["image"]
+    assert image["sensitivity_at_95_specificity"]["reason"] == "the rows hold only one side"
+    assert image["macro_auroc"] == {"value": None, "reason": "the rows hold only one side"}
+    assert image["labels"]["mel"]["recall"]["reason"] == "no image carries this label"
+    assert image["balanced_accuracy"]["value"] is not None
 
 
 def test_what_the_cohort_or_the_model_does_not_know_is_null_with_the_reason() -> None:
