@@ -87,7 +87,7 @@ def _run_torch(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> FloatArray:
 
 
 def difference(answer: FloatArray, expected: FloatArray) -> float:
-    """Return the largest difference of two arrays of one shape, relative where they exceed 1."""
+    """Return the largest difference of two arrays, relative where they exceed 1; any shape."""
     if answer.shape != expected.shape:
         raise ParityError(f"expected shape {expected.shape}, got {answer.shape}")
     return float(np.abs(answer - expected).max()) / max(1.0, float(np.abs(expected).max()))

@@ -79,7 +79,8 @@ def _write_predictions(path: Path, evaluation: Evaluation) -> None:
 
 
 def _pictures(names: Sequence[str]) -> list[str]:
-    return ["", "## Plots", "", *(f"![{Path(name).stem}]({name})\n" for name in names)]
+    head = ["", "## Plots", ""] if names else []
+    return [*head, *(f"![{Path(name).stem}]({name})\n" for name in names)]
 
 
 def show(figure: Metrics | None) -> str:

@@ -322,8 +322,8 @@ def _sensitivity(truth: Truth, probabilities: FloatArray) -> Estimate:
     return {"value": float(sensitivity[fall_out <= 1 - SPECIFICITY].max())}
 
 
-def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str, Estimate]:
-    """Return first minus second for the main figures, with paired intervals.
+def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str, Any]:
+    """Return first minus second for the main figures, with paired intervals, or why there is none.
 
     Args:
         first: (1 + samples,) values by metric.
@@ -331,5 +331,5 @@ def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str
     """
     shared = [name for name in COMPARED if name in first and name in second]
     if not shared:
-        return {"balanced_accuracy": null("nothing to compare: neither side has figures")}
+        return null("nothing to compare: the main figures are missing")
     return {name: estimate(first[name] - second[name]) for name in shared}

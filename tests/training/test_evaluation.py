@@ -513,10 +513,25 @@ def test_other_labels_leave_malignancy_and_melanoma(tmp_path: Path, bundle: Path
 def test_a_cohort_that_knows_neither_labels_nor_malignancy_still_has_a_report(
     tmp_path: Path, bundle: Path, anchor: Path
 ) -> None:
+    fields = (
+        Field(name="diameter_mm", level="lesion", kind="numeric", unit="mm"),
+        Field(name="colour", level="lesion", kind="boolean"),
+    )
     images = [
-        LesionImage(**{**i.__dict__, "label": "other", "malignant": None}) for i in coloured()
+        LesionImage(
+            **{
+                **i.__dict__,
+                "label": "other",
+                "malignant": None,
+                "record": {"diameter_mm": 500.0 if i.image_id == "i0-1-0" else 5.0, "colour": True},
+            }
+        )
+        for i in list(coloured())[:32]
     ]
-    cohort = make_cohort(tmp_path / "cohort", images[:32], labels=("other",), malignant_labels=())
+    schema = FieldSchema(fields=fields)
+    cohort = make_cohort(
+        tmp_path / "cohort", images, labels=("other",), malignant_labels=(), schema=schema
+    )
     got = evaluate(bundle, cohort, tmp_path / "out", splits=("all",), against=anchor)
     given = got["conditions"]["given"]
     unknown = "the cohort does not say it of any of these images"
@@ -530,6 +545,8 @@ def test_a_cohort_that_knows_neither_labels_nor_malignancy_still_has_a_report(
     assert got["missing_metadata"][0]["macro_auroc"]["value"] is None
     report = (tmp_path / "out" / "report.md").read_text()
     assert "- given - image: none, nothing to compare" in report
+    assert "- `colour` is left out: the model does not know this field." in report
+    assert "- `diameter_mm`: 1 values are not accepted" in report
     assert ".png" not in report
 
 
