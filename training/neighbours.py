@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from index.extrapolation import extrapolate
 
 from bundle.calibration import Extrapolation
 from bundle.encoder import unit_norm
 from bundle.fields import FieldSchema, Record
 from index.catalogue import Hit
+from index.extrapolation import extrapolate
 from training.data import Rows
 
 FloatArray = npt.NDArray[np.float32]

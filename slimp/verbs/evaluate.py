@@ -22,11 +22,10 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on a cohort: metrics.json, report.md and plots."""
-    from training.evaluation import evaluate as measure
-
     from cohort.cohort import Cohort
     from slimp.console import out as console
     from slimp.console import progress
+    from training.evaluation import evaluate as measure
 
     with progress() as report:
         measure(
