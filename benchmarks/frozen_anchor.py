@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoModel
@@ -20,7 +21,6 @@ from transformers import AutoConfig, AutoModel
 from bundle.images import ImageInput, decode_image, prepare_image
 from cohort.cohort import Cohort
 from training.data import Rows, in_order, load_rows
-from training.metrics import balanced_accuracy, macro_auroc
 
 SPEC = ImageInput(size_px=224, resize_px=224)
 BLOCK = 8
@@ -59,15 +59,15 @@ def main() -> None:
         StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
     )
     probe.fit(features[train], rows.label[train])
-    probabilities = probe.predict_proba(features[test]).astype(np.float32)
+    probabilities = probe.predict_proba(features[test])
     label = rows.label[test]
     decided = probabilities.argmax(1)
-    print(f"balanced accuracy {balanced_accuracy(label, decided):.3f}")
-    print(f"macro AUROC {macro_auroc(label, probabilities):.3f}")
+    print(f"balanced accuracy {balanced_accuracy_score(label, decided):.3f}")
+    print(f"macro AUROC {roc_auc_score(label, probabilities, multi_class='ovr'):.3f}")
     np.savez(
         options.out,
         image_id=np.array(rows.image_id)[test],
-        probabilities=probabilities,
+        probabilities=probabilities.astype(np.float32),
         labels=np.array(cohort.info.labels),
     )
 

@@ -1,7 +1,6 @@
 """Packing: a fitted run becomes a bundle, or nothing if it does not pass the parity ladder."""
 
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from export.graphs import Graph, graphs_of, to_onnx
 from export.parity import climb
 from training.config import Config
 from training.encoders import load_encoders
+from training.progress import StageReport, silent
 from training.run import SEEN, RunInfo, read_info, read_run_config, write_seen
 
 LIMITS = (
@@ -29,14 +29,8 @@ LIMITS = (
 )
 NO_CONTEXT = "Training had no patient ids: there is no risk in the context of a patient's lesions."
 
-Report = Callable[[str, int, int], None]
 
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
-def export_run(run: Path, out: Path, *, report: Report = silent) -> Manifest:
+def export_run(run: Path, out: Path, *, report: StageReport = silent) -> Manifest:
     """Write a fitted run's bundle.
 
     Args:

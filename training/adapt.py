@@ -10,12 +10,13 @@ from bundle.errors import TrainingError
 from cohort.cohort import Cohort
 from training.image_encoder import block_of
 from training.model import Slimp
+from training.progress import StepReport, silent
 from training.run import RunInfo, load_towers, read_info, read_run_config
-from training.trainer import Report, pretrain, silent
+from training.trainer import pretrain
 
 
 def adapt(
-    run: Path, cohort: Cohort, out: Path, *, resume: bool = False, report: Report = silent
+    run: Path, cohort: Cohort, out: Path, *, resume: bool = False, report: StepReport = silent
 ) -> RunInfo:
     """Continue a run's pre-training on a cohort and write a new run.
 

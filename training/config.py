@@ -33,6 +33,10 @@ class ImageSettings(Section):
         "class",
         description="class token, or mean of the patch tokens, which learns sooner from scratch",
     )
+    stem: Literal["linear", "convolutional"] = Field(
+        "linear",
+        description="how patches become tokens, from scratch only; convolutions learn sooner",
+    )
     patch_px: Count = Field(16, description="patch side, from scratch only")
     width: Count = Field(384, description="embedding width D, from scratch only")
     blocks: Count = Field(12, description="transformer blocks, from scratch only")
@@ -43,6 +47,13 @@ class ImageSettings(Section):
         ge=0,
         description="first blocks (and patch embedding) that keep their weights",
     )
+
+    @model_validator(mode="after")
+    def _check_stem(self) -> Self:
+        halves = self.patch_px > 1 and self.patch_px.bit_count() == 1
+        if self.stem == "convolutional" and not halves:
+            raise ValueError("image.patch_px must be a power of two under a convolutional stem")
+        return self
 
     @property
     def input(self) -> ImageInput:

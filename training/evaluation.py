@@ -5,7 +5,7 @@ included; what cannot be computed is null with the reason. Patients (lesions whe
 patient ids) are resampled for the intervals, so that a patient's pictures stand or fall together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,12 +37,12 @@ from training.conditions import (
 from training.data import Rows, load_rows
 from training.features import ImageFeatures, embed_rows
 from training.fitted import FittedModel, open_fitted
+from training.progress import StageReport, silent
 from training.report import Evaluation, write_report
 from training.resampling import SAMPLES
 from training.scores import MEANING, Raw, Scored, Truth, compare, find_truth, headline, null, score
 
 FloatArray = npt.NDArray[np.float32]
-Report = Callable[[str, int, int], None]
 SEED = 0
 HIDDEN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NO_CATALOGUE = "no catalogue"
@@ -56,10 +56,6 @@ CALIBRATED_AS = {
 }
 
 
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def evaluate(
     model: Path,
     cohort: Cohort,
@@ -69,7 +65,7 @@ def evaluate(
     catalogue: Path | None = None,
     against: Path | None = None,
     allow_seen: bool = False,
-    report: Report = silent,
+    report: StageReport = silent,
 ) -> dict[str, Any]:
     """Evaluate a model on a cohort, write the folder `out` and return `metrics.json`'s content.
 
@@ -184,7 +180,7 @@ class Judging:
     """The steps of `evaluate` on one model and one cohort, and what they share."""
 
     def __init__(
-        self, fitted: FittedModel, cohort: Cohort, rows: Rows, report: Report = silent
+        self, fitted: FittedModel, cohort: Cohort, rows: Rows, report: StageReport = silent
     ) -> None:
         self.fitted, self.cohort, self.rows, self.report = fitted, cohort, rows, report
         labels = cohort.table()["label"].take(rows.position).to_pylist()

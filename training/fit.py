@@ -5,7 +5,6 @@ on the cal split, which neither encoders nor heads saw.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +46,7 @@ from training.features import classify_rows, embed_rows, record_features
 from training.heads import Classifier, ContextModel
 from training.model import Slimp
 from training.neighbours import Neighbours, fit_extrapolation
+from training.progress import StageReport, silent
 from training.run import (
     RunInfo,
     SeenGroups,
@@ -63,14 +63,9 @@ FloatArray = npt.NDArray[np.float32]
 NEIGHBOURS = 15
 # Share of calibration lesions that the novelty threshold calls unlike the training lesions.
 NOVEL_SHARE = 0.005
-Report = Callable[[str, int, int], None]
 
 
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
-def fit(run: Path, cohort: Cohort, out: Path, *, report: Report = silent) -> RunInfo:
+def fit(run: Path, cohort: Cohort, out: Path, *, report: StageReport = silent) -> RunInfo:
     """Fit all heads on a pre-trained run and write a complete run that `export` can read.
 
     Args:
@@ -127,7 +122,12 @@ class Fitting:
     """The steps of `fit` and what they share."""
 
     def __init__(
-        self, towers: Slimp, schema: FieldSchema, config: Config, cohort: Cohort, report: Report
+        self,
+        towers: Slimp,
+        schema: FieldSchema,
+        config: Config,
+        cohort: Cohort,
+        report: StageReport,
     ) -> None:
         self.towers, self.schema, self.config, self.cohort = towers, schema, config, cohort
         self.report = report

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTConfig, ViTM
 
 from bundle.errors import InvalidSettings
 from training.config import ImageSettings
+from training.stem import convolutional_stem
 
 FAMILIES = ("vit", "dinov2")
 
@@ -102,6 +103,9 @@ def _from_scratch(settings: ImageSettings) -> ImageEncoder:
         patch_size=settings.patch_px,
     )
     backbone = ViTModel(config, add_pooling_layer=False)
+    if settings.stem == "convolutional":
+        patches = backbone.embeddings.patch_embeddings
+        patches.projection = convolutional_stem(settings.patch_px, settings.width)
     return ImageEncoder(backbone, settings.width, settings)
 
 

@@ -3,7 +3,7 @@
 A resample is a weight for each row: how often the row's group was drawn. A statistic takes all
 rows under many weightings at once; row 0 weighs every row once, so that the figure itself and its
 interval come from the same arithmetic. Statistics of one `Resampling` see the same draws: their
-difference is a paired one. `training/metrics.py` holds the same figures one sample at a time.
+difference is a paired one.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,10 @@ from training.data import Rows, fit_schema, image_loader, load_rows
 from training.losses import Contrast
 from training.model import Batch, Slimp
 from training.precision import is_bf16
+from training.progress import StepReport, silent
 from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
 from training.sampler import PatientBatches
 from training.schedule import build_optimiser, warmup_cosine
-
-# Fewer negatives than this teach little; the log says so.
-FEW_NEGATIVES = 16
-
-Report = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass
@@ -42,17 +38,13 @@ class Progress:
     seconds: float = 0.0
 
 
-def silent(step: int, total: int, metrics: dict[str, float]) -> None:
-    """Report nothing."""
-
-
 def pretrain(
     cohort: Cohort,
     config: Config,
     out: Path,
     *,
     resume: bool = False,
-    report: Report = silent,
+    report: StepReport = silent,
     start: Slimp | None = None,
     schema: FieldSchema | None = None,
     history: RunInfo | None = None,
@@ -175,7 +167,7 @@ class Trainer:
             total += len(self.batches)
         return total
 
-    def run(self, report: Report) -> None:
+    def run(self, report: StepReport) -> None:
         """Train to the end, logging and checkpointing on the way."""
         self.model.train()
         writer = SummaryWriter(self.out / "tensorboard")

@@ -36,10 +36,10 @@ from tests.fakes import (
     write_bundle,
     write_catalogue,
 )
+from tests.training.slow_figures import auroc, balanced_accuracy, group_bootstrap, macro_auroc
 from training.anchor import read_anchor
 from training.conditions import accept_records, compare_fields, hide_values
 from training.evaluation import evaluate
-from training.metrics import auroc, balanced_accuracy, group_bootstrap, macro_auroc
 from training.plots import reliability
 from training.report import show
 from training.resampling import (
