@@ -47,8 +47,7 @@ FROM python:3.11-slim-bookworm AS runtime
 # A volume that is first mounted on /data takes over its owner.
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin slimp \
     && install -d -o slimp -g slimp /data
-# ONNX Runtime would report its use to its maker.
-ENV PATH=/opt/slimp/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
+ENV PATH=/opt/slimp/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /data
 USER 10001
 VOLUME /data

@@ -6,3 +6,8 @@ Read in this order: `errors`, `fields` (metadata schema), `records` (metadata to
 (the folder that is served), `arrays` (its archives), `encoder` (its ONNX graphs), `golden` (proof
 at start that they answer as they did when packed).
 """
+
+import os
+
+# ONNX Runtime would report its use to its maker. It reads this once, when it is first imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -8,6 +8,8 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, Self
 
 import numpy as np
@@ -34,6 +36,8 @@ DECODE_ERRORS = (
     *BOMB_ERRORS,
 )
 SRGB = ImageCms.createProfile("sRGB")
+# Rows hashed at a time: a whole picture's bytes would double its memory.
+HASH_ROWS = 64
 
 
 class ImageLimits(BaseModel):
@@ -89,13 +93,33 @@ def decode_image(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> Image.Imag
         InvalidImage: the file is broken, truncated, animated, of several pages, of an unreadable
             mode, or carries an unreadable colour profile.
     """
+    with _opened(data, limits) as image:
+        # In place, as wherever it can be done: a large picture's copies are what fills memory.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _fresh_pixels(_to_srgb(image))
+
+
+def check_header(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> None:
+    """Refuse what `decode_image` would refuse by its header; nothing is decoded.
+
+    Raises:
+        ImageTooLarge: bytes, pixels or a side exceed the limits.
+        UnsupportedFormat: the content is not of an accepted format.
+        InvalidImage: the header is broken, or there are several frames.
+    """
+    with _opened(data, limits):
+        pass
+
+
+@contextmanager
+def _opened(data: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
+    """Give the image once its header is accepted; what its decoder raises becomes our errors."""
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"expected at most {limits.max_bytes} bytes, got {len(data)}")
     try:
         image = Image.open(io.BytesIO(data), formats=limits.formats)
-        _check_header(image, limits)
-        image.load()
-        return _fresh_pixels(_to_srgb(ImageOps.exif_transpose(image)))
+        _check_size_and_frames(image, limits)
+        yield image
     except BOMB_ERRORS:
         raise ImageTooLarge(f"expected at most {limits.max_pixels} pixels") from None
     except UnidentifiedImageError:
@@ -121,7 +145,7 @@ def _broken(part: str) -> InvalidImage:
     )
 
 
-def _check_header(image: Image.Image, limits: ImageLimits) -> None:
+def _check_size_and_frames(image: Image.Image, limits: ImageLimits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
         raise ImageTooLarge(
@@ -149,7 +173,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             "the embedded colour profile cannot be read, so the colours are not known: "
             "export the image in sRGB"
         ) from None
-    return transform.apply(plain)
+    return transform.apply(plain, plain if plain.mode == mode else None)
 
 
 def _to_plain_mode(image: Image.Image) -> Image.Image:
@@ -158,25 +182,29 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise InvalidImage(f"expected 8 or 16 bits a channel, got mode {image.mode!r}")
-    if image.has_transparency_data:
+    if image.mode != "RGBA" and image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode in ("L", "RGB", "CMYK"):
+    if image.mode in ("L", "RGB", "RGBA", "CMYK"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _fresh_pixels(image: Image.Image) -> Image.Image:
-    """Return new RGB pixels, transparent ones laid on white."""
+    """Return RGB pixels in an image of their own, transparent ones laid on white."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    rgb = image.convert("RGB")
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+    # A conversion copies, also from RGB: of the file only `info` comes along.
+    fresh = image.convert("RGB")
+    fresh.info = {}
+    return fresh
 
 
 def content_hash(image: Image.Image) -> str:
     """Return the SHA-256 of the decoded pixels: equal for one picture however it was stored."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
-    digest.update(image.tobytes())
+    for top in range(0, image.height, HASH_ROWS):
+        bottom = min(top + HASH_ROWS, image.height)
+        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
     return digest.hexdigest()
 
 

@@ -56,7 +56,12 @@ def open_source(name: str, path: Path | None = None, **options: Any) -> Source:
 
 
 def _check_options(name: str, reader: Callable[..., Source], options: dict[str, Any]) -> None:
-    known = [o for o in inspect.signature(reader).parameters if o != "path"]
+    parameters = dict(inspect.signature(reader).parameters)
+    parameters.pop("path", None)
+    known = list(parameters)
     if unknown := sorted(set(options) - set(known)):
         hint = f"{nearest(unknown[0], known)}" if known else "it has no options"
         raise CohortError(f"{name}: unknown option {unknown[0]!r}; {hint}")
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise CohortError(f"{name}: expected the option {option!r}, it is not given")

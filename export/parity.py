@@ -6,6 +6,7 @@ with extreme pixels; then from file bytes to embedding; then the order of neares
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from bundle.encoder import GRAPHS, Encoders, OnnxEncoders, unit_norm
-from bundle.errors import ParityError
+from bundle.errors import InferenceError, ParityError
 from bundle.images import ImageInput, decode_image, prepare_image
 from bundle.manifest import ParityCase
 from export.graphs import Graph
@@ -35,7 +36,8 @@ def climb(
     """Return every rung's difference.
 
     Raises:
-        ParityError: a rung exceeds its tolerance; the message names it.
+        ParityError: a rung exceeds its tolerance or a model's answer on it is not finite; the
+            message names it.
     """
     cases = [
         *(case for graph in graphs for case in _graph_cases(graph, onnx_encoders)),
@@ -53,15 +55,19 @@ def climb(
 
 def _graph_cases(graph: Graph, onnx_encoders: OnnxEncoders) -> Iterator[ParityCase]:
     for name, inputs in _rungs(graph):
-        expected = _run_torch(graph, inputs)
         named = {k: v.numpy() for k, v in zip(GRAPHS[graph.name], inputs, strict=True)}
-        answer = onnx_encoders.run(graph.name, named)
-        yield ParityCase(
-            case=name,
-            graph=graph.name,
-            max_abs_difference=difference(answer, expected),
-            tolerance=TOLERANCE,
-        )
+        with _naming(graph.name, name):
+            gap = difference(onnx_encoders.run(graph.name, named), _run_torch(graph, inputs))
+        yield ParityCase(case=name, graph=graph.name, max_abs_difference=gap, tolerance=TOLERANCE)
+
+
+@contextmanager
+def _naming(graph: str, case: str) -> Iterator[None]:
+    """Name the rung on which an answer cannot be compared at all."""
+    try:
+        yield
+    except (InferenceError, ParityError) as error:
+        raise ParityError(f"{graph}, {case}: {error}: not packed") from None
 
 
 def _rungs(graph: Graph) -> Iterator[tuple[str, tuple[torch.Tensor, ...]]]:
@@ -87,10 +93,21 @@ def _run_torch(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> FloatArray:
 
 
 def difference(answer: FloatArray, expected: FloatArray) -> float:
-    """Return the largest difference of two arrays, relative where they exceed 1; any shape."""
+    """Return the largest difference of two arrays, relative where they exceed 1; any shape.
+
+    Raises:
+        ParityError: the shapes differ, or a number is not finite.
+    """
     if answer.shape != expected.shape:
         raise ParityError(f"expected shape {expected.shape}, got {answer.shape}")
+    _refuse_not_finite(answer)
+    _refuse_not_finite(expected)
     return float(np.abs(answer - expected).max()) / max(1.0, float(np.abs(expected).max()))
+
+
+def _refuse_not_finite(answer: FloatArray) -> None:
+    if not np.isfinite(answer).all():
+        raise ParityError("a model answered with a number that is not finite")
 
 
 def synthetic_pictures(count: int, seed: int = 11) -> list[bytes]:
@@ -109,22 +126,22 @@ def synthetic_pictures(count: int, seed: int = 11) -> list[bytes]:
 
 def _embed(encoders: Encoders, spec: ImageInput, count: int) -> FloatArray:
     pictures = [decode_image(data) for data in synthetic_pictures(count)]
-    return encoders.embed_images(np.stack([prepare_image(p, spec) for p in pictures]))
+    embeddings = encoders.embed_images(np.stack([prepare_image(p, spec) for p in pictures]))
+    _refuse_not_finite(embeddings)
+    return embeddings
 
 
 def _bytes_case(
     torch_encoders: Encoders, onnx_encoders: OnnxEncoders, spec: ImageInput
 ) -> ParityCase:
-    expected = _embed(torch_encoders, spec, 6)
+    name = "file bytes to embedding"
     # One at a time, as a service would, against torch's batch.
     pictures = [decode_image(data) for data in synthetic_pictures(6)]
-    answers = [onnx_encoders.embed_images(prepare_image(p, spec)[None]) for p in pictures]
-    return ParityCase(
-        case="file bytes to embedding",
-        graph="image_encoder",
-        max_abs_difference=difference(np.concatenate(answers), expected),
-        tolerance=TOLERANCE,
-    )
+    with _naming("image_encoder", name):
+        expected = _embed(torch_encoders, spec, 6)
+        answers = [onnx_encoders.embed_images(prepare_image(p, spec)[None]) for p in pictures]
+        gap = difference(np.concatenate(answers), expected)
+    return ParityCase(case=name, graph="image_encoder", max_abs_difference=gap, tolerance=TOLERANCE)
 
 
 def _neighbours_case(
@@ -132,15 +149,16 @@ def _neighbours_case(
 ) -> ParityCase:
     """Count disagreements among the nearest neighbours, ties apart."""
     count = 40
-    ours, theirs = (
-        unit_norm(_embed(encoders, spec, count)) for encoders in (onnx_encoders, torch_encoders)
-    )
+    name = f"nearest {NEIGHBOURS} of {count}, ties apart: share that differs"
+    with _naming("image_encoder", name):
+        ours = unit_norm(_embed(onnx_encoders, spec, count))
+        theirs = unit_norm(_embed(torch_encoders, spec, count))
     wrong = sum(
         top_k_disagreements(ours @ ours[row], theirs @ theirs[row], NEIGHBOURS)
         for row in range(count)
     )
     return ParityCase(
-        case=f"nearest {NEIGHBOURS} of {count}, ties apart: share that differs",
+        case=name,
         graph="image_encoder",
         max_abs_difference=wrong / (count * NEIGHBOURS),
         tolerance=0.0,

@@ -29,7 +29,7 @@ class Extrapolated:
 
     Attributes:
         value: their answer, None when they abstain.
-        support: neighbours near enough that have the field.
+        support: neighbours near enough that have the field, each of another patient.
         agreement: weighted share of them, in [0, 1], that stands behind the answer: that voted
             for it, or, for a number, that lies within one standard deviation of the field from
             the answer. 0 when too few were asked to say.
@@ -56,11 +56,13 @@ def extrapolate(
 ) -> dict[str, Extrapolated]:
     """Return, for each field, what the nearest neighbours say, or why they abstain.
 
-    The `settings.neighbours` first hits are asked; those with a similarity of `min_similarity` or
-    more that have the field answer, weighted by similarity: a vote for categories and booleans, a
-    mean for numbers. They abstain when fewer than `min_support` answer (as
-    "neighbours_too_far" if enough have the field but lie too far, else as "too_few_neighbours")
-    and when less than `min_agreement` stands behind the answer ("neighbours_disagree").
+    Of the `settings.neighbours` first hits the nearest of each patient is asked, all where patients
+    are not known: lesions of one patient are no independent evidence. Those with a similarity of
+    `min_similarity` or more that have the field answer, weighted by similarity: a vote for
+    categories and booleans; for numbers a mean, held within its interval. They abstain when fewer
+    than `min_support` answer (as "neighbours_too_far" if enough have the field but lie too far,
+    else as "too_few_neighbours") and when less than `min_agreement` stands behind the answer
+    ("neighbours_disagree").
 
     Args:
         hits: best first, as `Catalogue.search` gives them, without the lesion's own patient.
@@ -70,8 +72,16 @@ def extrapolate(
     Raises:
         ValueError: a numeric field has no fitted std.
     """
-    asked = hits[: settings.neighbours]
+    asked = _one_a_patient(hits[: settings.neighbours])
     return {field.name: _extrapolate_field(asked, field, settings) for field in fields}
+
+
+def _one_a_patient(hits: Sequence[Hit]) -> list[Hit]:
+    nearest: dict[tuple[str | None, str | None], Hit] = {}
+    for hit in hits:
+        lesion_id = hit.lesion_id if hit.patient_id is None else None
+        nearest.setdefault((hit.patient_id, lesion_id), hit)
+    return list(nearest.values())
 
 
 def _extrapolate_field(asked: Sequence[Hit], field: Field, settings: Extrapolation) -> Extrapolated:
@@ -114,11 +124,11 @@ def _mean(votes: Sequence[tuple[float, float | str | bool]], field: Field) -> _O
         raise ValueError(f"{field.name}: std is not fitted; call fit_fields first")
     numbers = sorted((float(value), weight) for weight, value in votes)
     total = math.fsum(weight for _, weight in numbers)
-    # Rounding must not carry the mean of equal numbers past them.
-    mean = math.fsum(number * weight for number, weight in numbers) / total
-    mean = min(max(mean, numbers[0][0]), numbers[-1][0])
-    near = math.fsum(weight for number, weight in numbers if abs(number - mean) <= field.std)
     low, high = (_quantile(numbers, share * total) for share in INTERVAL)
+    # A few far numbers, or rounding, must not carry the mean out of its interval.
+    mean = math.fsum(number * weight for number, weight in numbers) / total
+    mean = min(max(mean, low), high)
+    near = math.fsum(weight for number, weight in numbers if abs(number - mean) <= field.std)
     return _Opinion(mean, near / total, (low, high))
 
 

@@ -65,6 +65,12 @@ class Stalled(NotReady):
     code: ClassVar[str] = "stalled"
 
 
+class Draining(NotReady):
+    """The service was told to stop: it ends what is inside and takes nothing more."""
+
+    code: ClassVar[str] = "draining"
+
+
 class TimedOut(e.LesionError):
     """The request's time is over."""
 
@@ -123,6 +129,7 @@ PROBLEMS: dict[type[e.LesionError], Problem] = {
     Loading: UNAVAILABLE,
     LoadFailed: UNAVAILABLE,
     Stalled: UNAVAILABLE,
+    Draining: UNAVAILABLE,
     TimedOut: UNAVAILABLE,
 }
 # Asking again later may help, so these carry Retry-After.

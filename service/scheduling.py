@@ -45,6 +45,11 @@ class Scheduler:
         return self._admitted + self._abandoned
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no request waits for its answer."""
+        return self._admitted == 0
+
+    @property
     def is_stalled(self) -> bool:
         """Whether every thread works for a request whose time is over."""
         return self._abandoned >= self._threads

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from bundle.errors import LesionError
 from service.errors import (
+    Draining,
     InvalidRequest,
     LoadFailed,
     Loading,
@@ -38,6 +39,7 @@ class Service:
         self.metrics = Metrics()
         self.failure: str | None = None
         self.failure_code: str | None = None
+        self.is_draining = False
         self._runtime = runtime
         self._owns_runtime = runtime is None
         self.scheduler = Scheduler(
@@ -51,7 +53,9 @@ class Service:
             lambda: float(self.scheduler.admitted),
         )
         self.metrics.watch(
-            "slimp_ready", "1 when requests are answered", lambda: float(self._runtime is not None)
+            "slimp_ready",
+            "1 when requests are answered",
+            lambda: float(self._runtime is not None and not self.is_draining),
         )
         if runtime is not None:
             self._note_catalogue(runtime)
@@ -66,7 +70,12 @@ class Service:
         Raises:
             Loading: not yet.
             LoadFailed: never; /readyz says why.
+            Draining: no more.
         """
+        if self.is_draining:
+            raise Draining(
+                "the service is stopping and takes nothing new: send the request again later"
+            )
         if self._runtime is not None:
             return self._runtime
         if self.failure is not None:

@@ -1,4 +1,7 @@
-"""The command line: `slimp VERB ...`. Exit codes: 0 done, 1 failed with one clear line, 2 usage."""
+"""The command line: `slimp VERB ...`.
+
+Exit codes: 0 done, 1 failed with one clear line, 2 usage; 130 interrupted, as in any shell.
+"""
 
 import sys
 
@@ -23,9 +26,12 @@ def main() -> None:
 
     try:
         app()
-    except LesionError as error:
-        print(f"slimp: {error}", file=sys.stderr)  # noqa: T201 the command's own last word
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("slimp: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+    except (LesionError, OSError) as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(f"{error}: install slimp[train], and slimp[cpu] or slimp[gpu], which alone can serve")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"slimp: {message}\n")
+    sys.exit(1)

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines elsewhere."""
+"""What the command says: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 # Seconds between two plain lines.
 QUIET_SECONDS = 10.0
@@ -15,9 +23,17 @@ out = Console()
 
 
 class Report(Protocol):
-    """Called with what is being done, how much of it is done, how much there is, and a remark."""
+    """Called with what is being done, how much of it is done, how much there is, and a remark.
 
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+    A total of None is not known.
+    """
+
+    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None: ...
+
+
+def say(text: str) -> None:
+    """Write text as it is: a path's brackets are no markup, and a long line stays one line."""
+    out.print(Text(text), soft_wrap=True)
 
 
 @contextmanager
@@ -32,9 +48,9 @@ def progress() -> Iterator[Report]:
 
 
 def _bar_report(bar: Progress) -> Report:
-    tasks = {}
+    tasks: dict[str, TaskID] = {}
 
-    def report(stage: str, done: int, total: int, note: str = "") -> None:
+    def report(stage: str, done: int, total: int | None, note: str = "") -> None:
         if stage not in tasks:
             tasks[stage] = bar.add_task(stage, total=total, note=note)
         bar.update(tasks[stage], completed=done, total=total, note=note)
@@ -45,12 +61,13 @@ def _bar_report(bar: Progress) -> Report:
 def _line_report() -> Report:
     last_stage, last_time = "", 0.0
 
-    def report(stage: str, done: int, total: int, note: str = "") -> None:
+    def report(stage: str, done: int, total: int | None, note: str = "") -> None:
         nonlocal last_stage, last_time
         now = time.monotonic()
         due = stage != last_stage or now - last_time > QUIET_SECONDS
         if due or done == total:
             last_stage, last_time = stage, now
-            out.print(f"{stage}: {done} of {total}" + (f"  {note}" if note else ""))
+            reached = f"{stage}: {done}" if total is None else f"{stage}: {done} of {total}"
+            say(f"{reached}  {note}".rstrip())
 
     return report

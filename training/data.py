@@ -53,7 +53,9 @@ class Rows:
 
     def take(self, chosen: npt.ArrayLike) -> "Rows":
         """Return some rows; `chosen` is (M,) positions or an (N,) bool mask."""
-        index = np.arange(len(self))[np.asarray(chosen)]
+        places = np.asarray(chosen)
+        # NumPy makes an empty list float, which is no index.
+        index = np.arange(len(self))[places if places.size else []]
         picked: dict[str, Any] = {
             name: [value[i] for i in index] if isinstance(value, list) else value[index]
             for name, value in self.__dict__.items()

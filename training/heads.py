@@ -63,9 +63,9 @@ class Classifier(nn.Module):
 class ContextModel(nn.Module):
     """Malignancy of each lesion of one patient, seen among the patient's others.
 
-    The answer is the lesion's own log odds plus a correction from the lesion against the mean of
-    the others and from attention over all of them. With one lesion the correction is exactly 0.
-    The order of the lesions does not matter.
+    The answer is the lesion's own log odds plus a correction from the lesion's look and record
+    against the mean of the others' and from attention over all of them. With one lesion the
+    correction is exactly 0. The order of the lesions does not matter.
     """
 
     gain: torch.Tensor
@@ -76,8 +76,9 @@ class ContextModel(nn.Module):
         self.image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
         self.lesion = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
         self.patient = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
-        relative = 2 * width + 4
-        self.token = nn.Sequential(nn.Linear(relative + 2 * width, 2 * width), nn.GELU())
+        # Look and record, each with its gap and two numbers; log odds with theirs; the patient.
+        inputs = 2 * (2 * width + 2) + 2 + width
+        self.token = nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU())
         self.attend = nn.TransformerEncoderLayer(
             2 * width, 4, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
         )
@@ -109,29 +110,43 @@ class ContextModel(nn.Module):
             patient_record: (B, D) features.
             patient_present: (B,) bool.
         """
-        inside = mask.unsqueeze(-1)
-        look = torch.where(inside, self.image(image), 0)
+        inside, known = mask.unsqueeze(-1), (mask & lesion_present).unsqueeze(-1)
         odds = torch.where(mask, malignancy_logit, 0).unsqueeze(-1)
-        count = inside.sum(dim=1, keepdim=True)
-        gap = look - mean_of_others(look, count)
-        odd = gap.square().mean(-1, keepdim=True).add(1e-6).sqrt()
-        typical = torch.where(inside, odd, 0).sum(1, keepdim=True) / count
-        odds_gap = odds - mean_of_others(odds, count)
-        relative = torch.cat([look, gap, odd, torch.log(odd / typical + 1e-3), odds, odds_gap], -1)
-        record = torch.where(lesion_present.unsqueeze(-1) & inside, self.lesion(lesion_record), 0)
         person = torch.where(patient_present.unsqueeze(-1), self.patient(patient_record), 0)
-        person = person.unsqueeze(1).expand(-1, image.shape[1], -1)
-        tokens = self.token(torch.cat([relative, record, person], dim=-1))
-        tokens = self.attend(tokens, src_key_padding_mask=~mask)
+        seen = [
+            *against_others(torch.where(inside, self.image(image), 0), inside),
+            *against_others(torch.where(known, self.lesion(lesion_record), 0), known),
+            odds,
+            gap_to_others(odds, inside),
+            person.unsqueeze(1).expand(-1, image.shape[1], -1),
+        ]
+        tokens = self.attend(self.token(torch.cat(seen, dim=-1)), src_key_padding_mask=~mask)
         correction = self.gain * self.correct(tokens).squeeze(-1) + self.offset
-        return malignancy_logit + torch.where(count.squeeze(-1) > 1, correction, 0)
+        several = mask.sum(dim=1, keepdim=True) > 1
+        return malignancy_logit + torch.where(several, correction, 0)
 
 
-def mean_of_others(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return, for each lesion, the mean over the patient's other lesions; 0 for an only one.
+def against_others(values: torch.Tensor, there: torch.Tensor) -> list[torch.Tensor]:
+    """Return values, their gap to the others, its size, and the log of size over the usual size.
 
     Args:
-        values: (B, L, E), 0 outside the mask.
-        count: (B, 1, 1) lesions of each patient.
+        values: (B, L, E), 0 where not there.
+        there: (B, L, 1) bool.
     """
-    return (values.sum(dim=1, keepdim=True) - values) / (count - 1).clamp(min=1)
+    gap = gap_to_others(values, there)
+    size = gap.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+    count = there.sum(dim=1, keepdim=True).clamp(min=1)
+    usual = torch.where(there, size, 0).sum(dim=1, keepdim=True) / count
+    return [values, gap, size, torch.log(size / (usual + 1e-6) + 1e-3)]
+
+
+def gap_to_others(values: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Return (B, L, E), each lesion less the mean of the patient's others; 0 for an only one.
+
+    Args:
+        values: (B, L, E), 0 where not there.
+        there: (B, L, 1) bool.
+    """
+    others = there.sum(dim=1, keepdim=True) - there.to(torch.int64)
+    mean = (values.sum(dim=1, keepdim=True) - values) / others.clamp(min=1)
+    return torch.where(there & (others > 0), values - mean, 0)

@@ -6,16 +6,29 @@ network often transfers best, so the blocks after the readout are not even built
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.utils import logging
 
 from bundle.errors import InvalidSettings
 from training.config import ImageSettings
-from training.stem import convolutional_stem
+from training.stem import ConvolutionalStem
 
 FAMILIES = ("vit", "dinov2")
+# The tower has a norm of its own after the readout, and masks no patch.
+NOT_READ = ("layernorm.", "embeddings.mask_token")
 
 
 class ImageEncoder(nn.Module):
@@ -65,11 +78,13 @@ def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> 
         pretrained: False builds the architecture alone, for weights that are loaded afterwards.
 
     Raises:
-        InvalidSettings: the checkpoint is of another family or has fewer blocks than the readout.
+        InvalidSettings: the checkpoint cannot be read, is of another family, has fewer blocks than
+            the readout or lacks weights.
     """
     if settings.source == "scratch":
         return _from_scratch(settings)
-    config = AutoConfig.from_pretrained(settings.source)
+    with _reading(settings.source):
+        config = AutoConfig.from_pretrained(settings.source)
     if config.model_type not in FAMILIES:
         raise InvalidSettings(
             f"image.source: expected a checkpoint of {' or '.join(FAMILIES)}, "
@@ -85,12 +100,50 @@ def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> 
     config.drop_path_rate = settings.drop_path
     options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
     if pretrained:
-        backbone = AutoModel.from_pretrained(settings.source, config=config, **options)
+        backbone = _read_weights(settings.source, config, options)
     else:
         backbone = AutoModel.from_config(config, **options)
     _set_input_size(backbone, settings.size_px)
     _reset_readout(backbone)
     return ImageEncoder(backbone, config.hidden_size, settings)
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Keep transformers from listing the blocks that are left out, and name what it cannot read."""
+    verbosity, is_showing = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidSettings(
+            f"image.source: expected scratch, or a checkpoint's folder or hub name, got {source}, "
+            f"which cannot be read ({reason}): check its spelling and that config.json and "
+            "model.safetensors are in it"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if is_showing:
+            logging.enable_progress_bar()
+
+
+def _read_weights(
+    source: str, config: PretrainedConfig, options: dict[str, bool]
+) -> PreTrainedModel:
+    with _reading(source):
+        backbone, found = AutoModel.from_pretrained(
+            source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    needed = sorted(name for name in lacking if not name.startswith(NOT_READ))
+    if needed:
+        raise InvalidSettings(
+            f"image.source: expected all weights of a {config.model_type}, {source} lacks "
+            f"{len(needed)} or has them in another shape, {needed[0]} first: name a complete one"
+        )
+    return backbone
 
 
 def _from_scratch(settings: ImageSettings) -> ImageEncoder:
@@ -105,7 +158,7 @@ def _from_scratch(settings: ImageSettings) -> ImageEncoder:
     backbone = ViTModel(config, add_pooling_layer=False)
     if settings.stem == "convolutional":
         patches = backbone.embeddings.patch_embeddings
-        patches.projection = convolutional_stem(settings.patch_px, settings.width)
+        patches.projection = ConvolutionalStem(settings.patch_px, settings.width)
     return ImageEncoder(backbone, settings.width, settings)
 
 

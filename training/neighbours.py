@@ -17,6 +17,7 @@ from index.extrapolation import extrapolate
 from training.data import Rows
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 
 class Neighbours:
@@ -37,12 +38,12 @@ class Neighbours:
         self.rows = rows.take(first)
         self.group = np.array(self.rows.group_id)
 
-    def search(
-        self, rows: Rows, embeddings: FloatArray, count: int
-    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    def search(self, rows: Rows, embeddings: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
         """Return (N, K) float32 similarities and (N, K) int64 reference positions, best first.
 
-        Lesions of the row's own group are left out; K is at most `count`.
+        Of the `count` nearest lesions, or all if there are fewer, the nearest of each group stays,
+        as `extrapolate` asks; the row's own group is left out. The places of those left out come
+        last, with a similarity of -inf.
         """
         similarities = unit_norm(embeddings) @ self.directions.T
         own = np.array(rows.group_id)[:, None] == self.group[None, :]
@@ -50,9 +51,10 @@ class Neighbours:
         count = min(count, similarities.shape[1])
         nearest = np.argpartition(-similarities, count - 1, axis=1)[:, :count]
         scores = np.take_along_axis(similarities, nearest, axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        ordered = np.take_along_axis(scores, order, axis=1)
-        return ordered, np.take_along_axis(nearest, order, axis=1)
+        scores, nearest = _best_first(scores, nearest)
+        group = self.rows.patient[nearest]
+        scores[np.tril(group[:, :, None] == group[:, None, :], -1).any(axis=2)] = -np.inf
+        return _best_first(scores, nearest)
 
     def extrapolated(
         self,
@@ -76,7 +78,7 @@ class Neighbours:
                 records.append({name: answer.value for name, answer in answers.items()})
         return records
 
-    def _hits(self, scores: FloatArray, nearest: npt.NDArray[np.int64]) -> Sequence[Hit]:
+    def _hits(self, scores: FloatArray, nearest: IntArray) -> Sequence[Hit]:
         return [
             Hit(
                 lesion_id=self.rows.lesion_id[i],
@@ -93,6 +95,11 @@ class Neighbours:
         ]
 
 
+def _best_first(scores: FloatArray, nearest: IntArray) -> tuple[FloatArray, IntArray]:
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(nearest, order, axis=1)
+
+
 def fit_extrapolation(
     scores: FloatArray, *, neighbours: int, min_support: int = 3, quantile: float = 0.02
 ) -> Extrapolation:
@@ -100,13 +107,14 @@ def fit_extrapolation(
 
     Args:
         scores: (N, K) float32 similarities of calibration lesions, which no encoder saw, to their
-            nearest reference lesions, best first.
+            nearest reference lesions, as `Neighbours.search` gives them.
         neighbours: how many are asked.
         min_support: neighbours that must have the field.
         quantile: share of calibration lesions whose neighbours are called too far.
     """
     reach = scores[:, min(min_support, scores.shape[1]) - 1]
-    farthest = float(np.quantile(reach, quantile))
+    reach = reach[np.isfinite(reach)]
+    farthest = float(np.quantile(reach, quantile)) if reach.size else -1.0
     return Extrapolation(
         neighbours=neighbours, min_support=min_support, min_similarity=max(-1.0, farthest)
     )

@@ -11,6 +11,7 @@ state/               what --resume needs
 
 import json
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,6 +112,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_run(out: Path, model: Slimp, info: RunInfo) -> None:
     """Write the towers and, last, `run.json`, which makes the run complete."""
     save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, out / TOWERS)
+    for weights in out.rglob("*.safetensors"):
+        # safetensors writes files that only their owner can read.
+        shutil.copymode(out / "config.json", weights)
     write_json(out / "run.json", info.model_dump(mode="json"))
 
 

@@ -14,8 +14,7 @@ def adapt(
 ) -> None:
     """Go on pre-training on a new cohort: embedding layers learn, attention layers stay."""
     from cohort.cohort import Cohort
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
     from slimp.verbs.training_note import training_note
     from training.adapt import adapt as continue_on
 
@@ -29,4 +28,4 @@ def adapt(
                 "adapt", step, total, training_note(metrics)
             ),
         )
-    console.print(f"{out}: {info.objective} run, {info.seconds} s")
+    say(f"{out}: {info.objective} run, {info.seconds} s")

@@ -23,8 +23,7 @@ def demo(out: Annotated[Path, Option(help="the folder to write")]) -> None:
     from cohort.synthetic import DEMO_SETTINGS, synthetic_source
     from export.pack import export_run
     from index.build import build_catalogue
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
     from slimp.verbs.training_note import training_note
     from training.config import read_config
     from training.fit import fit
@@ -38,7 +37,7 @@ def demo(out: Annotated[Path, Option(help="the folder to write")]) -> None:
             source,
             out / "cohort",
             fractions=FRACTIONS,
-            progress=lambda rows: report("cohort", rows, max(rows, 1)),
+            progress=lambda rows: report("cohort", rows, None),
         )
         cohort = Cohort.open(out / "cohort")
         pretrain(
@@ -57,4 +56,4 @@ def demo(out: Annotated[Path, Option(help="the folder to write")]) -> None:
             out / "catalogue",
             progress=lambda done, total: report("index", done, total),
         )
-    console.print(f"serve it: slimp serve {out / 'bundle'} {out / 'catalogue'}")
+    say(f"serve it: slimp serve {out / 'bundle'} {out / 'catalogue'}")

@@ -23,8 +23,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a cohort: metrics.json, report.md and plots."""
     from cohort.cohort import Cohort
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
     from training.evaluation import evaluate as measure
 
     with progress() as report:
@@ -32,10 +31,10 @@ def evaluate(
             model,
             Cohort.open(cohort),
             out,
-            splits=("train", "val", "cal", "test") if split == "all" else (split,),
+            splits=(split,),
             catalogue=catalogue,
             against=against,
             allow_seen=allow_seen,
             report=report,
         )
-    console.print((out / "report.md").read_text(encoding="utf-8"), markup=False)
+    say((out / "report.md").read_text(encoding="utf-8"))

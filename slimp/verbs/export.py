@@ -12,9 +12,8 @@ def export(
 ) -> None:
     """Write a fitted run as ONNX graphs that passed the parity ladder."""
     from export.pack import export_run
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
 
     with progress() as report:
         manifest = export_run(run, out, report=report)
-    console.print(f"{out}: bundle {manifest.bundle_id[:12]}, {len(manifest.parity)} parity cases")
+    say(f"{out}: bundle {manifest.bundle_id[:12]}, {len(manifest.parity)} parity cases")

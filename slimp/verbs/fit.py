@@ -13,10 +13,9 @@ def fit(
 ) -> None:
     """Fit classifier, calibration, novelty and context model on a run's encoders."""
     from cohort.cohort import Cohort
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
     from training.fit import fit as fit_heads
 
     with progress() as report:
         fit_heads(run, Cohort.open(cohort), out, report=report)
-    console.print(f"{out}: fitted")
+    say(f"{out}: fitted")

@@ -17,8 +17,7 @@ def index(
     from bundle.store import open_bundle
     from cohort.cohort import Cohort
     from index.build import build_catalogue
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
 
     opened = open_bundle(bundle)
     with progress() as report:
@@ -30,7 +29,7 @@ def index(
             splits=tuple(split or ["train"]),
             progress=lambda done, total: report("index", done, total),
         )
-    console.print(
+    say(
         f"{out}: {built.lesions} lesions, {built.images} images; "
         f"{len(built.unreadable)} unreadable, {len(built.rejected_values)} values left out"
     )

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+SHOWN_NAMES = 5
+
 
 def predict(
     bundle: Annotated[Path, Argument(help="the bundle that answers")],
@@ -19,8 +21,7 @@ def predict(
 ) -> None:
     """Classify image files, each as a lesion of its own; bad files are listed, not skipped."""
     from service.bulk import predict_files
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
 
     with progress() as report:
         summary = predict_files(
@@ -31,4 +32,10 @@ def predict(
             catalogue=catalogue,
             report=lambda done, total: report("predict", done, total),
         )
-    console.print(f"{out}: {summary.answered} answered, {summary.refused} refused (see `error`)")
+    say(f"{out}: {summary.answered} answered, {summary.refused} refused (see `error`)")
+    if summary.unused:
+        say(
+            f"{metadata}: {len(summary.unused)} lines are about no image among these: "
+            f"{', '.join(summary.unused[:SHOWN_NAMES])}"
+            + (", ..." if len(summary.unused) > SHOWN_NAMES else "")
+        )

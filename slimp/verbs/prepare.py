@@ -11,35 +11,39 @@ def prepare(
         str, Argument(help="ham10000, pad_ufes_20, slice3d, table (your own) or synthetic")
     ],
     source: Annotated[
-        Path | None, Argument(help="the data set's folder; for table, the CSV file")
+        Path | None, Argument(help="the data set's folder; for table, the CSV or its folder")
     ] = None,
-    out: Annotated[Path, Option(help="the cohort folder to write")] = ...,  # type: ignore[assignment]
+    *,
+    out: Annotated[Path, Option(help="the cohort folder to write")],
     split_seed: Annotated[int, Option(min=0, help="which of the possible splits")] = 0,
     schema: Annotated[Path | None, Option(help="table: the fields.toml")] = None,
-    patients: Annotated[int, Option(min=1, help="synthetic: how many patients")] = 340,
-    seed: Annotated[int, Option(min=0, help="synthetic: of the generator")] = 2024,
+    patients: Annotated[
+        int | None, Option(min=1, help="synthetic: how many patients; else the demo's")
+    ] = None,
+    seed: Annotated[
+        int | None, Option(min=0, help="synthetic: of the generator; else the demo's")
+    ] = None,
 ) -> None:
     """Read a data set as published and write a cohort: Parquet shards and cohort.json."""
     from cohort.readers import open_source
     from cohort.store import prepare as write_cohort
-    from slimp.console import out as console
-    from slimp.console import progress
+    from cohort.synthetic.settings import DEMO_SETTINGS
+    from slimp.console import progress, say
 
-    options: dict[str, object] = {}
+    options = {"schema": schema, "patients": patients, "seed": seed}
+    given = {name: value for name, value in options.items() if value is not None}
     if dataset == "synthetic":
-        options = {"patients": patients, "seed": seed}
-    if schema is not None:
-        options["schema"] = schema
-    opened = open_source(dataset, source, **options)
+        given = {**DEMO_SETTINGS, **given}
+    opened = open_source(dataset, source, **given)
     with progress() as report:
         info = write_cohort(
             opened,
             out,
             split_seed=split_seed,
-            progress=lambda rows: report("rows read", rows, max(rows, 1)),
+            progress=lambda rows: report("rows read", rows, None),
         )
     counts = info.counts
-    console.print(
+    say(
         f"{out}: {counts.rows_read} rows read, {counts.images} images of {counts.lesions} lesions, "
         f"{counts.dropped} rows dropped (named in cohort.json)"
     )

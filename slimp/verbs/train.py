@@ -14,8 +14,7 @@ def train(
 ) -> None:
     """Pre-train SLIMP encoders on a cohort's train split; no label takes part."""
     from cohort.cohort import Cohort
-    from slimp.console import out as console
-    from slimp.console import progress
+    from slimp.console import progress, say
     from slimp.verbs.training_note import training_note
     from training.config import read_config
     from training.trainer import pretrain
@@ -30,4 +29,4 @@ def train(
                 "pre-train", step, total, training_note(metrics)
             ),
         )
-    console.print(f"{out}: {info.objective} run, {info.parameters:,} parameters, {info.seconds} s")
+    say(f"{out}: {info.objective} run, {info.parameters:,} parameters, {info.seconds} s")

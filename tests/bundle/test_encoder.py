@@ -1,5 +1,8 @@
 """A bundle's graphs behind array functions, on tiny real ONNX graphs."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -22,6 +25,10 @@ from tests.fakes import DIM, LABELS, SCHEMA, FakeEncoders, make_graphs
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+
+ROOT = Path(encoder.__file__).parents[1]
+# What makes ONNX Runtime report nothing of itself.
+REPORT_SWITCHES = {"ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "GITHUB_ACTIONS"}
 
 RECORDS: list[Record] = [
     {"diameter_mm": 9.0, "age_years": 10.0, "anatom_site": "scalp", "sex": "male", "itch": True},
@@ -474,3 +481,15 @@ def test_a_row_of_zeros_has_no_direction() -> None:
 
 def test_a_row_of_unit_length_stays_as_it_is() -> None:
     np.testing.assert_array_equal(unit_norm(np.eye(3, dtype=np.float32)), np.eye(3))
+
+
+def test_onnx_runtime_reports_its_use_to_nobody(tmp_path: Path) -> None:
+    """Otherwise it leaves a device's id and a queue of events in the home folder."""
+    environment = {name: value for name, value in os.environ.items() if name not in REPORT_SWITCHES}
+    code = "import bundle.encoder, onnxruntime; onnxruntime.SessionOptions()"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert list(tmp_path.rglob("*")) == []

@@ -43,11 +43,11 @@ def gif() -> bytes:
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"not an image", "not readable as JPEG"),
-        (gif(), "not readable as JPEG"),
-        (wide(), "more than"),
-        (animation(), "several frames"),
-        (b"\xff\xd8" + bytes(COHORT_LIMITS.max_bytes), "bytes"),
+        (b"not an image", "expected an image in one of JPEG"),
+        (gif(), "expected an image in one of JPEG"),
+        (wide(), "12000 px a side"),
+        (animation(), "one still image"),
+        (b"\xff\xd8" + bytes(COHORT_LIMITS.max_bytes), "20000000 bytes"),
     ],
 )
 def test_what_cannot_be_one_image_is_told(data: bytes, words: str) -> None:
@@ -120,3 +120,10 @@ def test_hdf5_gives_the_stored_bytes_however_they_are_typed(tmp_path: Path) -> N
         images.read("absent")
     with pytest.raises(OSError, match="group"):
         images.read("group")
+
+
+def test_a_photograph_with_a_second_picture_inside_passes() -> None:
+    file = io.BytesIO()
+    first, second = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    assert header_problem(file.getvalue()) is None

@@ -92,7 +92,10 @@ def test_every_row_of_the_source_is_kept_or_listed(
         ("line 2", "no image file"),
         ("line 4", "its image id stands in an earlier row"),
         ("line 5", "the image file is empty"),
-        ("image-2", "the image is not readable as JPEG, PNG, WEBP, TIFF, BMP"),
+        (
+            "image-2",
+            "expected an image in one of JPEG, PNG, WEBP, TIFF, BMP; the content is none of them",
+        ),
         ("line 7", "no image file"),
     ]
     assert info.dropped_by_reason["no image file"] == 2

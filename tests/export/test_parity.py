@@ -1,9 +1,12 @@
+import math
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from bundle.encoder import OnnxEncoders
-from bundle.errors import ParityError
+from bundle.errors import InferenceError, ParityError
 from bundle.images import decode_image
 from export.graphs import Graph
 from export.parity import TIE, climb, difference, synthetic_pictures, top_k_disagreements
@@ -75,3 +78,46 @@ def test_the_rung_that_fails_is_named(
     spec = onnx_encoders.manifest.image_input
     with pytest.raises(ParityError, match=r"patient_encoder, batch 1: ONNX and torch differ"):
         climb(graphs, torch_encoders, Mistaken(onnx_encoders, "patient_encoder", 1e-2), spec)
+
+
+class Unsound(OnnxEncoders):
+    """Answers one graph with NaN, which honest encoders refuse."""
+
+    def __init__(self, honest: OnnxEncoders) -> None:
+        self.__dict__.update(honest.__dict__)
+
+    def run(self, graph: str, inputs: dict[str, npt.NDArray[np.float32]]) -> FloatArray:
+        if graph == "classifier":
+            raise InferenceError("the model answered with a number that is not finite")
+        return super().run(graph, inputs)
+
+
+def test_an_answer_that_is_no_number_is_refused_by_its_rungs_name(
+    graphs: list[Graph],
+    torch_encoders: TorchEncoders,
+    onnx_encoders: OnnxEncoders,
+) -> None:
+    spec = onnx_encoders.manifest.image_input
+    with pytest.raises(ParityError, match=r"^classifier, batch 1: .* not finite: not packed$"):
+        climb(graphs, torch_encoders, Unsound(onnx_encoders), spec)
+    wrong = Mistaken(onnx_encoders, "patient_encoder", math.nan)
+    with pytest.raises(ParityError, match=r"^patient_encoder, batch 1: .* not finite: not packed"):
+        climb(graphs, torch_encoders, wrong, spec)
+
+
+def test_features_that_are_no_numbers_are_refused_by_their_rungs_name(
+    graphs: list[Graph],
+    torch_encoders: TorchEncoders,
+    onnx_encoders: OnnxEncoders,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = onnx_encoders.manifest.image_input
+    honest = torch_encoders.embed_images
+
+    def embed(pixels: FloatArray, largest: int) -> FloatArray:
+        return honest(pixels) + np.float32(0 if len(pixels) <= largest else math.nan)
+
+    for largest, case in ((1, "file bytes to embedding"), (6, "nearest 10 of 40")):
+        monkeypatch.setattr(torch_encoders, "embed_images", partial(embed, largest=largest))
+        with pytest.raises(ParityError, match=f"^image_encoder, {case}.* not finite: not packed"):
+            climb(graphs, torch_encoders, onnx_encoders, spec)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ AGE = Field(name="age_years", level="patient", kind="numeric", mean=50, std=10)
 OPEN = Extrapolation(neighbours=15, min_similarity=0.0, min_support=1, min_agreement=0.0)
 
 
-def make_hits(*neighbours: tuple[float, dict[str, Any]]) -> list[Hit]:
+def make_hits(
+    *neighbours: tuple[float, dict[str, Any]], patients: Sequence[str | None] | None = None
+) -> list[Hit]:
     return [
         Hit(
             lesion_id=f"lesion-{n}",
@@ -34,7 +36,7 @@ def make_hits(*neighbours: tuple[float, dict[str, Any]]) -> list[Hit]:
             malignant=bool(n % 2),
             record=record,
             source="made up",
-            patient_id=None,
+            patient_id=None if patients is None else patients[n],
             has_thumbnail=False,
         )
         for n, (score, record) in enumerate(neighbours)
@@ -70,6 +72,33 @@ def test_a_number_is_the_weighted_mean_with_its_quantiles() -> None:
     # 60.75: only 53 lies within one standard deviation, 10 years.
     assert answer.agreement == pytest.approx(0.4 / 1.6)
     assert answer.interval == (50.0, 90.0)
+
+
+def test_a_patient_with_many_lesions_has_one_vote_that_of_the_nearest() -> None:
+    many, few = {"sex": "male", "itch": True}, {"sex": "female", "itch": False}
+    hits = make_hits(
+        *[(0.9, many)] * 5, (0.8, few), (0.7, few), patients=["ann"] * 5 + ["bob", None]
+    )
+    answers = extrapolate(hits, [SEX, ITCH], settings(min_support=3))
+    for answer in answers.values():
+        assert answer.support == 3
+        assert answer.agreement == pytest.approx(1.5 / 2.4)
+    assert (answers["sex"].value, answers["itch"].value) == ("female", False)
+    alone = extrapolate(hits[:5], [SEX], settings(min_support=2))["sex"]
+    assert (alone.value, alone.support, alone.reason) == (None, 1, "too_few_neighbours")
+
+
+def test_lesions_of_unknown_patients_each_have_a_vote() -> None:
+    hits = make_hits((0.9, {"sex": "male"}), (0.8, {"sex": "male"}), patients=[None, "lesion-0"])
+    assert extrapolate(hits, [SEX], OPEN)["sex"].support == 2
+
+
+def test_a_mean_that_a_far_number_carries_off_is_held_in_its_interval() -> None:
+    near = [(0.9, {"age_years": 50.0})] * 12
+    answer = extrapolate(make_hits(*near, (0.9, {"age_years": 90.0})), [AGE], OPEN)["age_years"]
+    assert answer.interval == (50.0, 50.0)
+    assert answer.value == 50.0
+    assert answer.agreement == pytest.approx(12 / 13)
 
 
 def test_only_the_first_hits_are_asked() -> None:
@@ -197,10 +226,11 @@ def test_answers_equal_the_definition(
             mean = sum(weight * value for weight, value in asked) / total
             ages = [value for _, value in asked]
             if answer.value is not None:
-                assert math.isclose(float(answer.value), mean, rel_tol=1e-9, abs_tol=1e-9)
                 assert answer.interval is not None
                 low, high = answer.interval
-                assert min(ages) <= low <= high <= max(ages)
+                assert min(ages) <= low <= float(answer.value) <= high <= max(ages)
+                held = min(max(mean, low), high)
+                assert math.isclose(float(answer.value), held, rel_tol=1e-9, abs_tol=1e-9)
             continue
         votes: defaultdict[Any, float] = defaultdict(float)
         for weight, value in asked:

@@ -25,8 +25,8 @@ from tests.fakes import (
     write_catalogue,
 )
 
-# Only lesions of one colour speak for each other.
-SAME_COLOUR = Extrapolation(min_similarity=0.9)
+# Only lesions of one colour speak for each other; they are one patient's, who has one vote.
+SAME_COLOUR = Extrapolation(min_similarity=0.9, min_support=1)
 # Lesions of each colour; all of one colour belong to one patient of that colour's name.
 EACH = 5
 RECORDS: dict[str, dict[str, Any]] = {

@@ -136,13 +136,14 @@ def test_the_service_starts_without_training_software() -> None:
 def test_serving_hands_the_settings_to_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     from service import server
 
-    told: dict[str, object] = {}
-    monkeypatch.setattr("uvicorn.run", lambda app, **options: told.update(options, app=app))
+    run: list[server.DrainingServer] = []
+    monkeypatch.setattr(server.DrainingServer, "run", lambda self: run.append(self))
     server.serve(Settings(host="127.0.0.2", port=9999, request_timeout_s=1.5))
-    assert (told["host"], told["port"]) == ("127.0.0.2", 9999)
-    assert told["timeout_graceful_shutdown"] == 2
-    assert told["access_log"] is False
-    assert isinstance(told["app"], FastAPI)
+    (told,) = (one.config for one in run)
+    assert (told.host, told.port) == ("127.0.0.2", 9999)
+    assert told.timeout_graceful_shutdown == 2
+    assert told.access_log is False
+    assert isinstance(told.app, FastAPI)
 
 
 def test_the_version_is_known_without_an_installed_package(

@@ -1,14 +1,17 @@
 """Who is served now: room, time, and threads that do not come back."""
 
 import asyncio
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
 from fastapi import FastAPI
+from httpx2 import Client, TransportError
 from starlette.testclient import TestClient
 
 from bundle.calibration import FloatArray
@@ -16,6 +19,8 @@ from bundle.errors import Overloaded
 from service.errors import TimedOut
 from service.runtime import Runtime
 from service.scheduling import Scheduler
+from service.server import DrainingServer
+from service.settings import Settings
 from tests.fakes import RED, FakeEncoders, draw_image
 from tests.service.asking import ask, assert_error
 
@@ -71,6 +76,69 @@ def test_a_request_whose_time_is_over_is_answered_and_a_stall_is_said(
         encoders.may.set()
         wait_for(lambda: client.get("/readyz").status_code == 200)
         assert ask(client, "/embed", draw_image(RED)).status_code == 200
+
+
+@pytest.fixture
+def blocked() -> Iterator[Blocked]:
+    """Let a model go on at the end, so that a failed test does not hang."""
+    encoders = Blocked()
+    yield encoders
+    encoders.may.set()
+
+
+@pytest.fixture
+def server(
+    make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime], blocked: Blocked
+) -> Iterator[DrainingServer]:
+    """A server on a thread, told to stop by the call that a signal makes."""
+    opened = DrainingServer(make_app(make_runtime(encoders=blocked)), Settings())
+    door = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=opened.run, args=([door],))
+    thread.start()
+    wait_for(lambda: opened.started)
+    yield opened
+    opened.handle_exit(signal.SIGTERM, None)
+    blocked.may.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_told_to_stop_the_service_says_so_and_ends_what_is_inside(
+    server: DrainingServer, blocked: Blocked
+) -> None:
+    port = server.servers[0].sockets[0].getsockname()[1]
+    image = {"image": draw_image(RED)}
+    with Client(base_url=f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as caller:
+        assert client.get("/readyz").status_code == 200
+        inside = caller.submit(client.post, "/embed", files=image)
+        wait_for(lambda: "slimp_requests_admitted 1.0" in client.get("/metrics").text)
+        server.handle_exit(signal.SIGTERM, None)
+        time.sleep(0.3)  # uvicorn looks for the signal ten times a second
+        with Client(base_url=client.base_url) as probe:
+            assert_error(probe.get("/readyz"), 503, "draining", "stopping")
+            assert probe.get("/livez").status_code == 200
+            assert "slimp_ready 0.0" in probe.get("/metrics").text
+            assert_error(probe.post("/embed", files=image), 503, "draining", "again later")
+        assert not inside.done()
+        blocked.may.set()
+        assert inside.result().status_code == 200
+        wait_for(lambda: not server.servers[0].sockets)
+        with pytest.raises(TransportError):
+            client.get("/readyz")
+
+
+def test_a_second_interrupt_does_not_wait_for_what_is_inside(
+    server: DrainingServer, blocked: Blocked
+) -> None:
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with Client(base_url=f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as caller:
+        caller.submit(client.post, "/embed", files={"image": draw_image(RED)})
+        wait_for(lambda: "slimp_requests_admitted 1.0" in client.get("/metrics").text)
+        for _ in range(2):
+            server.handle_exit(signal.SIGINT, None)
+        wait_for(lambda: not server.servers[0].sockets)
+        assert not blocked.may.is_set()
+        blocked.may.set()
 
 
 def test_work_that_waits_when_its_time_is_over_is_never_done() -> None:

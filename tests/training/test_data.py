@@ -41,6 +41,8 @@ def test_rows_are_taken_by_position_or_by_mask(cohort: Cohort) -> None:
     some = rows.take([3, 1])
     assert some.image_id == [rows.image_id[3], rows.image_id[1]]
     assert some.records == [rows.records[3], rows.records[1]]
+    for none in (rows.take([]), rows.take(np.zeros(len(rows), np.bool_)), rows.take([]).take([])):
+        assert (len(none), none.records) == (0, [])
     mel = rows.label == 1
     assert rows.take(mel).position.tolist() == rows.position[mel].tolist()
 

@@ -14,7 +14,7 @@ from training.context import (
     train_context,
 )
 from training.features import RecordFeatures
-from training.heads import Classifier, ContextModel, mean_of_others
+from training.heads import Classifier, ContextModel, against_others, gap_to_others
 
 DIM = 6
 LESIONS = 5
@@ -105,14 +105,33 @@ def test_records_that_are_absent_do_not_matter() -> None:
     assert torch.equal(model(**batch), model(**other))
 
 
-def test_the_mean_of_the_others_leaves_the_lesion_out() -> None:
-    values = torch.randn(1, 4, 2)
-    values[:, 3] = 0
-    means = mean_of_others(values, torch.tensor([[[3]]]))
+def test_a_gap_is_to_the_mean_of_the_others_that_are_there() -> None:
+    there = torch.tensor([True, True, True, False]).view(1, 4, 1)
+    values = torch.where(there, torch.randn(1, 4, 2), 0)
+    gap = gap_to_others(values, there)
     for i in range(3):
         others = [values[0, j] for j in range(3) if j != i]
-        torch.testing.assert_close(means[0, i], torch.stack(others).mean(0))
-    assert not mean_of_others(values[:, :1], torch.tensor([[[1]]])).any()
+        torch.testing.assert_close(gap[0, i], values[0, i] - torch.stack(others).mean(0))
+    assert not gap[0, 3].any()
+    assert not gap_to_others(values[:, :1], there[:, :1]).any()
+
+
+def test_the_size_of_a_gap_is_told_against_the_patients_usual_one() -> None:
+    there = torch.ones(1, 5, 1, dtype=torch.bool)
+    values = torch.tensor([0.0, 0.0, 0.0, 0.0, 10.0]).view(1, 5, 1)
+    _, gap, size, unusual = against_others(values, there)
+    torch.testing.assert_close(size, gap.abs(), atol=1e-3, rtol=0)
+    assert unusual.argmax() == 4
+    torch.testing.assert_close(unusual, torch.log(size / size.mean() + 1e-3), atol=1e-3, rtol=0)
+
+
+def test_a_record_unlike_the_others_moves_the_answer() -> None:
+    model, batch = context_model(), lesions()
+    batch["lesion_present"][:] = True
+    odd = {**batch, "lesion_record": batch["lesion_record"].clone()}
+    odd["lesion_record"][0, 0] *= -5
+    moved = (model(**odd) - model(**batch)).abs()
+    assert (moved > 1e-4).all()
 
 
 def test_the_context_loss_is_cross_entropy_and_the_rank_of_the_malignant() -> None:

@@ -1,11 +1,14 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers.utils import logging
 
 from bundle.errors import InvalidSettings
 from training.config import ImageSettings
@@ -150,3 +153,66 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(InvalidSettings, match=r"image\.source: expected .*vit or dinov2.* is bert"):
         build_image_encoder(settings_of(tmp_path))
+
+
+def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    told = r"image\.source: expected scratch, or a checkpoint's folder .*cannot be read .*spelling"
+    with pytest.raises(InvalidSettings, match=told):
+        build_image_encoder(settings_of(tmp_path / "mistyped"))
+    with pytest.raises(InvalidSettings, match=told):
+        build_image_encoder(settings_of(tmp_path))
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    with pytest.raises(InvalidSettings, match=told):
+        build_image_encoder(settings_of(tmp_path))
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidSettings, match=told):
+        build_image_encoder(settings_of(tmp_path))
+
+
+def without(checkpoint: Path, folder: Path, *names: str, **changed: torch.Tensor) -> Path:
+    """Return a copy of a checkpoint without the weights whose names end so."""
+    shutil.copytree(checkpoint, folder)
+    file = folder / "model.safetensors"
+    kept = {k: v for k, v in load_file(file).items() if not k.endswith(names)}
+    save_file({**kept, **changed}, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    name = "embeddings.cls_token"
+    told = rf"image\.source: expected all weights of a {checkpoint.name}.* lacks 1 .*, {name} first"
+    lacking = without(checkpoint, tmp_path / "lacking", "cls_token")
+    with pytest.raises(InvalidSettings, match=told):
+        build_image_encoder(settings_of(lacking))
+    other = without(checkpoint, tmp_path / "other", **{name: torch.zeros(1, 1, 8)})
+    with pytest.raises(InvalidSettings, match=told):
+        build_image_encoder(settings_of(other))
+
+
+def test_weights_that_the_tower_does_not_read_may_be_absent(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    unread = ("mask_token", "layernorm.weight", "layernorm.bias")
+    bare = without(checkpoint, tmp_path / "bare", *unread)
+    whole, without_them = (
+        build_image_encoder(settings_of(path)).eval() for path in (checkpoint, bare)
+    )
+    assert torch.equal(whole(pixels(SIDE)), without_them(pixels(SIDE)))
+
+
+def test_blocks_left_out_on_purpose_are_not_reported(
+    checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    verbosity = logging.get_verbosity()
+    logging.enable_progress_bar()
+    try:
+        build_image_encoder(settings_of(checkpoint, readout_block=1))
+        assert capfd.readouterr() == ("", "")
+        assert logging.get_verbosity() == verbosity
+        assert logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        build_image_encoder(settings_of(checkpoint, readout_block=1))
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar()

@@ -27,6 +27,13 @@ def test_heads_are_missing_before_they_are_fitted(pretrained: Path) -> None:
         load_encoders(pretrained)
 
 
+def test_every_file_of_a_run_can_be_read_by_those_who_may_read_the_others(fitted: Path) -> None:
+    weights = list(fitted.rglob("*.safetensors"))
+    assert {path.name for path in weights} > {"towers.safetensors", "classifier.safetensors"}
+    for path in (*weights, *(fitted.parent / "pretrained").rglob("*.safetensors")):
+        assert path.stat().st_mode == (fitted / "run.json").stat().st_mode
+
+
 def test_the_groups_seen_travel_without_their_names(tmp_path: Path) -> None:
     seen = (SeenGroups.of({"ann", "bob"}), SeenGroups.of({"cid"}))
     write_seen(tmp_path / SEEN, seen)
