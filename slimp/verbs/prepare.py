@@ -30,7 +30,7 @@ def prepare(
     from cohort.synthetic.settings import DEMO_SETTINGS
     from slimp.console import progress, say
 
-    options = {"schema": schema, "patients": patients, "seed": seed}
+    options: dict[str, object] = {"schema": schema, "patients": patients, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
     if dataset == "synthetic":
         given = {**DEMO_SETTINGS, **given}

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def as_toml(table: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(slimp: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(slimp: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Run every verb once; a verb that fails stops the rest."""
     at = tmp_path_factory.mktemp("site")
     write_table(at / "data")
