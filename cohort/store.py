@@ -61,7 +61,8 @@ def prepare(
                     if tally.rows_read % PROGRESS_ROWS == 0:
                         report(tally.rows_read)
             report(tally.rows_read)
-            info = _describe(source, splits, split_seed, tally, writer)
+            recipe = {"split_seed": split_seed, "split_fractions": dict(fractions)}
+            info = _describe(source, splits, recipe, tally, writer)
             _write_lists(stage, tally, info)
             (stage / COHORT_JSON).write_text(info.model_dump_json(indent=1) + "\n", "utf-8")
     except BundleError as error:
@@ -113,7 +114,11 @@ def _check_row(row: LesionImage, source: Source, splits: dict[str, Split]) -> No
 
 
 def _describe(
-    source: Source, splits: dict[str, Split], split_seed: int, tally: Tally, writer: ShardWriter
+    source: Source,
+    splits: dict[str, Split],
+    recipe: dict[str, object],
+    tally: Tally,
+    writer: ShardWriter,
 ) -> CohortInfo:
     dropped = dropped_entries(tally.dropped)
     if tally.images == 0:
@@ -130,8 +135,7 @@ def _describe(
         "licence": source.licence,
         "citation": source.citation,
         "notes": source.notes,
-        "split_seed": split_seed,
-        "split_fractions": dict(FRACTIONS),
+        **recipe,
         "counts": tally.counts(splits),
         "shards": writer.shards,
     }

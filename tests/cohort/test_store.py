@@ -44,6 +44,16 @@ def test_a_cohort_is_plain_parquet_beside_a_description(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def test_the_description_says_how_the_groups_were_split(
+    tmp_path: Path, make_row: MakeRow, make_source: MakeSource
+) -> None:
+    shares = {"train": 0.4, "val": 0.1, "cal": 0.2, "test": 0.3}
+    source = make_source([make_row(number) for number in range(90)])
+    prepare(source, tmp_path / "out", split_seed=3, fractions=shares)  # type: ignore[arg-type]
+    content = json.loads((tmp_path / "out" / "cohort.json").read_bytes())
+    assert (content["split_seed"], content["split_fractions"]) == (3, shares)
+
+
 def test_images_are_stored_as_they_are_and_other_columns_compressed(
     tmp_path: Path, make_row: MakeRow, make_source: MakeSource
 ) -> None:
