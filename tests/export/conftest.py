@@ -1,11 +1,9 @@
 """One fitted run and its bundle for all tests of the room; exporting takes seconds a graph."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import export.pack
 from bundle.encoder import OnnxEncoders
@@ -13,6 +11,7 @@ from bundle.manifest import Manifest
 from bundle.store import Bundle, open_bundle
 from cohort.cohort import Cohort
 from export.graphs import Graph, graphs_of, to_onnx
+from tests.one_thread import one_thread as one_thread
 from tests.training.squares import write_cohort, write_fitted_run
 from training.encoders import TorchEncoders, load_encoders
 from training.run import read_info, read_run_config
@@ -27,15 +26,6 @@ class Exported:
     manifest: Manifest
     graphs: dict[str, bytes]
     stages: list[tuple[str, int, int]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch on one thread: tiny matrices gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

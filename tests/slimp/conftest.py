@@ -2,14 +2,14 @@
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from slimp.cli import main
+from tests.one_thread import one_thread as one_thread
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,3 @@ def slimp() -> Slimp:
         return Ended(code, out.getvalue(), err.getvalue())
 
     return run
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch on one thread: tiny matrices gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

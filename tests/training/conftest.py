@@ -3,25 +3,15 @@
 A test that writes into a run copies it first.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from cohort.cohort import Cohort
+from tests.one_thread import one_thread as one_thread
 from tests.training.squares import squares, tiny_config, write_cohort
 from training.fit import fit
 from training.trainer import pretrain
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch on one thread: tiny matrices gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
