@@ -35,7 +35,7 @@ GIVEN_SHARE = 0.5
 EXTRAPOLATED_SHARE = 0.25
 # Rows of the given condition whose columns are thinned, and those that show no image.
 THINNED_SHARE = 0.5
-NO_IMAGE_SHARE = 0.1
+NO_IMAGE_SHARE = 0.25
 
 FeatureBatches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 

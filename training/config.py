@@ -89,6 +89,17 @@ class BatchSettings(Section):
     patients: Count = Field(64, description="patients (lesions where there are no patient ids)")
     lesions: Count = Field(8, description="images of one patient in a batch, at most")
     workers: int = Field(0, ge=0, le=64, description="processes that decode images")
+    keep_mib: int = Field(
+        2048,
+        ge=0,
+        description="memory for decoded images, so that later passes need no decoding; "
+        "workers keep none",
+    )
+
+    @property
+    def kept_mib(self) -> int:
+        """Memory for decoded images in the training process; workers would each take as much."""
+        return 0 if self.workers else self.keep_mib
 
 
 class OptimiserSettings(Section):

@@ -1,5 +1,6 @@
 """Training the patient-context model on random subsets of each patient's lesions."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from training.heads import ContextModel
 from training.schedule import warmup_cosine
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 MAX_LESIONS = 64
 PATIENTS_IN_BATCH = 16
@@ -42,9 +44,9 @@ class LesionTable:
     malignancy_logit: FloatArray
     image_logit: FloatArray
     malignant: npt.NDArray[np.bool_]
-    patient: npt.NDArray[np.int64]
+    patient: IntArray
 
-    def patients(self) -> list[npt.NDArray[np.int64]]:
+    def patients(self) -> list[IntArray]:
         """Return each patient's row numbers."""
         order = np.argsort(self.patient, kind="stable")
         return np.split(order, np.flatnonzero(np.diff(self.patient[order])) + 1)
@@ -60,20 +62,20 @@ def train_context(
 ) -> None:
     """Train the context model in place.
 
-    Each step shows some patients, of each a random subset of 1 to 64 lesions, with or without
+    Each pass shows every patient once, a random subset of 1 to 64 lesions, with or without
     records, so that it works for any number of lesions and for pictures alone.
     """
     rng = np.random.default_rng(seed)
     patients = table.patients()
-    steps = max(1, len(patients) // PATIENTS_IN_BATCH) * settings.context_epochs
+    steps = -(-len(patients) // PATIENTS_IN_BATCH) * settings.context_epochs
     optimiser = AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     scheduler = LambdaLR(optimiser, warmup_cosine(steps, 0.1))
     model.train()
-    for step in range(steps):
-        chosen = rng.choice(len(patients), min(PATIENTS_IN_BATCH, len(patients)), replace=False)
-        batch = _batch(table, [_subset(patients[p], rng) for p in chosen], rng)
+    passes = (_pass(patients, rng) for _ in range(settings.context_epochs))
+    for step, subsets in enumerate(itertools.chain.from_iterable(passes)):
+        batch = _batch(table, subsets, rng)
         target = batch.pop("malignant")
         loss = context_loss(model(**batch), target, batch["mask"])
         optimiser.zero_grad()
@@ -103,7 +105,15 @@ def context_loss(logits: torch.Tensor, malignant: torch.Tensor, mask: torch.Tens
     return each + RANK_WEIGHT * ranking.mean()
 
 
-def _subset(rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def _pass(patients: list[IntArray], rng: np.random.Generator) -> list[list[IntArray]]:
+    """Return a subset of each patient's lesions, in batches of like size: little is padding."""
+    subsets = [_subset(patients[p], rng) for p in rng.permutation(len(patients))]
+    subsets.sort(key=len)
+    starts = rng.permutation(range(0, len(subsets), PATIENTS_IN_BATCH))
+    return [subsets[start : start + PATIENTS_IN_BATCH] for start in starts]
+
+
+def _subset(rows: IntArray, rng: np.random.Generator) -> IntArray:
     """Return all of a patient's lesions half of the time, else a random subset."""
     most = min(len(rows), MAX_LESIONS)
     count = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
@@ -111,7 +121,7 @@ def _subset(rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArra
 
 
 def _batch(
-    table: LesionTable, subsets: list[npt.NDArray[np.int64]], rng: np.random.Generator
+    table: LesionTable, subsets: list[IntArray], rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
     longest = max(map(len, subsets))
     mask = np.zeros((len(subsets), longest), np.bool_)

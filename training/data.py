@@ -3,6 +3,7 @@
 Records are encoded once and kept; images are read and decoded when a batch asks for them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,43 +107,70 @@ def fit_schema(schema: FieldSchema, rows: Rows) -> FieldSchema:
     return FieldSchema(fields=fit_fields(schema.fields, rows.records))
 
 
-class PixelDataset(Dataset[dict[str, torch.Tensor]]):
-    """Decoded images by row number: "pixels" (H, W, 3) uint8 and "index" () int64."""
+class Squares(Dataset[dict[str, torch.Tensor]]):
+    """Decoded square images by row number, each decoded once as long as they fit in memory.
 
-    def __init__(self, cohort: Cohort, rows: Rows, spec: ImageInput) -> None:
-        self.cohort = cohort
-        self.position = rows.position
-        self.spec = spec
+    As a data set it gives "pixels" (H, W, 3) uint8 and "index" () int64.
+    """
+
+    def __init__(self, cohort: Cohort, rows: Rows, spec: ImageInput, *, keep_mib: int = 0) -> None:
+        """Prepare to read; nothing is decoded yet.
+
+        Args:
+            cohort: the prepared data set.
+            rows: the images that `read` numbers.
+            spec: the square's side; mean and deviation are not applied here.
+            keep_mib: memory for squares that were read once; 0 keeps none.
+        """
+        self.cohort, self.spec, self.position = cohort, spec, rows.position
+        shape = (spec.size_px, spec.size_px, 3)
+        room = min(len(rows), keep_mib * 2**20 // math.prod(shape))
+        # Memory that is not written to is not taken.
+        self._kept = np.empty((room, *shape), np.uint8)
+        self._slot = np.full(len(rows), -1)
+        self._used = 0
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def read(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """Return (M, H, W, 3) uint8, H = W = size_px, in the order of the row numbers."""
+        index = np.asarray(indices, np.int64)
+        squares = np.empty((len(index), *self._kept.shape[1:]), np.uint8)
+        slots = self._slot[index]
+        squares[slots >= 0] = self._kept[slots[slots >= 0]]
+        new = np.flatnonzero(slots < 0)
+        files = self.cohort.images([int(p) for p in self.position[index[new]]])
+        for place, data in zip(new, files, strict=True):
+            squares[place] = resize_image(decode_image(data), self.spec)
+        self._keep(index[new], squares[new])
+        return squares
+
+    def _keep(self, index: IntArray, squares: npt.NDArray[np.uint8]) -> None:
+        count = min(len(index), len(self._kept) - self._used)
+        slots = np.arange(self._used, self._used + count)
+        self._kept[slots] = squares[:count]
+        self._slot[index[:count]] = slots
+        self._used += count
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Indices) -> list[dict[str, torch.Tensor]]:
         """Read a batch at once, so that neighbours share a read."""
-        files = self.cohort.images([int(self.position[i]) for i in indices])
+        pixels = torch.from_numpy(self.read(indices))
         return [
-            {
-                "pixels": torch.from_numpy(resize_image(decode_image(data), self.spec).copy()),
-                "index": torch.tensor(i),
-            }
-            for i, data in zip(indices, files, strict=True)
+            {"pixels": square, "index": torch.tensor(i)}
+            for i, square in zip(indices, pixels, strict=True)
         ]
 
 
 def image_loader(
-    cohort: Cohort,
-    rows: Rows,
-    spec: ImageInput,
-    *,
-    batches: Sampler[Indices] | Sequence[Indices],
-    workers: int = 0,
+    squares: Squares, *, batches: Sampler[Indices] | Sequence[Indices], workers: int = 0
 ) -> DataLoader[dict[str, torch.Tensor]]:
     """Return a loader of "pixels" (N, H, W, 3) uint8 and "index" (N,) int64 row numbers."""
     return DataLoader(
-        PixelDataset(cohort, rows, spec),
+        squares,
         batch_sampler=batches,
         num_workers=workers,
         # An iterator draws a seed when it is made: not from the numbers that a resume goes on with.

@@ -34,8 +34,8 @@ from training.conditions import (
     hide_values,
     neighbours_records,
 )
-from training.data import Rows, load_rows
-from training.features import ImageFeatures, embed_rows
+from training.data import Rows, Squares, load_rows
+from training.features import embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
 from training.progress import StageReport, silent
 from training.report import Evaluation, write_report
@@ -198,15 +198,10 @@ class Judging:
 
     def run(self, catalogue: Path | None, anchor: Anchor | None) -> Evaluation:
         """Return everything that is measured."""
-        images = embed_rows(
-            self.fitted.encoders,
-            self.cohort,
-            self.rows,
-            self.fitted.image_input,
-            report=partial(self.report, "embed"),
-        )
-        guessed = self._guess(images.embeddings, catalogue)
-        judged = self._judge(images.embeddings, guessed)
+        squares = Squares(self.cohort, self.rows, self.fitted.image_input)
+        embeddings = embed_rows(self.fitted.encoders, squares, report=partial(self.report, "embed"))
+        guessed = self._guess(embeddings, catalogue)
+        judged = self._judge(embeddings, guessed)
         extrapolation: dict[str, Any] = null(NO_CATALOGUE)
         if guessed is not None:
             extrapolation = {
@@ -216,15 +211,15 @@ class Judging:
             "bootstrap": {"samples": SAMPLES, "seed": SEED, "interval": "95 % percentile"},
             "meaning": MEANING,
             "fields": self._describe_fields(),
-            "assessable": self._assess(images),
+            "assessable": self._assess(embeddings),
             "conditions": judged.figures(),
             "differences": judged.differences(),
             "against": null("no other answers given")
             if anchor is None
             else self._against(anchor, judged),
             "extrapolation": extrapolation,
-            "missing_metadata": self._hide(images.embeddings),
-            "patients": self._patients(images.embeddings),
+            "missing_metadata": self._hide(embeddings),
+            "patients": self._patients(embeddings),
         }
         return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers)
 
@@ -277,13 +272,14 @@ class Judging:
             seed=SEED,
         )
 
-    def _assess(self, images: ImageFeatures) -> dict[str, Any]:
+    def _assess(self, embeddings: FloatArray) -> dict[str, Any]:
         """Return the share of images that a service would not judge, and why."""
         calibration, count = self.fitted.calibration, len(self.rows)
-        reasons = [quality_reasons(scores, calibration.quality) for scores in images.quality]
+        measured = measure_rows(self.cohort, self.rows)
+        reasons = [quality_reasons(scores, calibration.quality) for scores in measured]
         unlike = np.zeros(count, np.bool_)
         if self.fitted.novelty is not None:
-            unlike = self.fitted.novelty.score(images.embeddings) > calibration.novelty_threshold
+            unlike = self.fitted.novelty.score(embeddings) > calibration.novelty_threshold
         bad = np.array([bool(found) for found in reasons])
         by_reason = {
             reason: sum(reason in found for found in reasons) / count

@@ -9,50 +9,40 @@ import numpy.typing as npt
 
 from bundle.encoder import Encoders
 from bundle.fields import FieldSchema, Level, Record
-from bundle.images import ImageInput, decode_image, prepare_image
+from bundle.images import decode_image, standardise
 from bundle.quality import measure_quality
 from bundle.records import encode_records
 from cohort.cohort import Cohort
-from training.data import Rows, in_order
+from training.data import Rows, Squares, in_order
 
 FloatArray = npt.NDArray[np.float32]
 Modality = Literal["image", "record", "both"]
 LEVELS: tuple[Level, ...] = ("lesion", "patient")
 
 
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What N images gave.
-
-    Attributes:
-        embeddings: (N, D) float32, not normalised.
-        quality: N measurements by name.
-    """
-
-    embeddings: FloatArray
-    quality: list[dict[str, float]]
-
-
 def embed_rows(
     encoders: Encoders,
-    cohort: Cohort,
-    rows: Rows,
-    spec: ImageInput,
+    squares: Squares,
     *,
     batch: int = 32,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> ImageFeatures:
-    """Return the image features of the rows, through the preprocessing that serving uses."""
-    embeddings = np.zeros((len(rows), encoders.embedding_dim), np.float32)
+) -> FloatArray:
+    """Return (N, D) float32 image features, not normalised, by the preprocessing of serving."""
+    embeddings = np.zeros((len(squares), encoders.embedding_dim), np.float32)
+    for part in in_order(len(squares), batch):
+        pixels = standardise(squares.read(part), squares.spec)
+        embeddings[part] = encoders.embed_images(pixels)
+        report(part[-1] + 1, len(squares))
+    return embeddings
+
+
+def measure_rows(cohort: Cohort, rows: Rows, *, batch: int = 32) -> list[dict[str, float]]:
+    """Return the quality measurements of N images, by name."""
     quality: list[dict[str, float]] = []
     for part in in_order(len(rows), batch):
         files = cohort.images([int(rows.position[i]) for i in part])
-        pictures = [decode_image(data) for data in files]
-        pixels = np.stack([prepare_image(picture, spec) for picture in pictures])
-        embeddings[part] = encoders.embed_images(pixels)
-        quality.extend(measure_quality(picture) for picture in pictures)
-        report(part[-1] + 1, len(rows))
-    return ImageFeatures(embeddings, quality)
+        quality.extend(measure_quality(decode_image(data)) for data in files)
+    return quality
 
 
 @dataclass(frozen=True)

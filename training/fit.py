@@ -40,9 +40,9 @@ from training.classifier import (
 )
 from training.config import Config
 from training.context import LesionTable, fit_scale, train_context
-from training.data import Rows, image_loader, load_rows
+from training.data import Rows, Squares, image_loader, load_rows
 from training.encoders import TorchEncoders
-from training.features import classify_rows, embed_rows, record_features
+from training.features import classify_rows, embed_rows, measure_rows, record_features
 from training.heads import Classifier, ContextModel
 from training.model import Slimp
 from training.neighbours import Neighbours, fit_extrapolation
@@ -108,7 +108,6 @@ class Part:
 
     rows: Rows
     embeddings: FloatArray
-    quality: list[dict[str, float]]
     extrapolated: list[Record]
 
     def records(self, condition: Condition) -> list[Record]:
@@ -135,8 +134,15 @@ class Fitting:
         self.malignant = np.isin(self.labels, cohort.info.malignant_labels)
         self.train = _labelled(cohort, "train")
         self.cal = _labelled(cohort, "cal")
+        self.squares = {
+            name: self._read(rows, config.image.input)
+            for name, rows in (("train", self.train), ("cal", self.cal))
+        }
         self.classifier = self._new_classifier()
         self.context: ContextModel | None = None
+
+    def _read(self, rows: Rows, spec: ImageInput) -> Squares:
+        return Squares(self.cohort, rows, spec, keep_mib=self.config.batch.kept_mib)
 
     def _new_classifier(self) -> Classifier:
         settings = self.config.fit
@@ -165,20 +171,15 @@ class Fitting:
 
     def _embed(self) -> tuple[Part, Part, Extrapolation]:
         """Return both splits' features, centred on the train split, and extrapolated records."""
-        encoders, spec = self._encoders(), self.config.image.input
+        encoders = self._encoders()
         self.towers.image.centre.zero_()
-        images = {}
-        for name, rows in (("train", self.train), ("cal", self.cal)):
-            images[name] = embed_rows(
-                encoders,
-                self.cohort,
-                rows,
-                spec,
-                report=partial(self.report, f"embed {name}"),
-            )
-        centre = images["train"].embeddings.mean(0)
+        train, cal = (
+            embed_rows(encoders, self.squares[name], report=partial(self.report, f"embed {name}"))
+            for name in ("train", "cal")
+        )
+        centre = train.mean(0)
         self.towers.image.centre.copy_(torch.from_numpy(centre))
-        train, cal = (images[name].embeddings - centre for name in ("train", "cal"))
+        train, cal = train - centre, cal - centre
         reference = Neighbours(self.train, train)
         scores, _ = reference.search(self.cal, cal, NEIGHBOURS)
         settings = fit_extrapolation(scores, neighbours=NEIGHBOURS)
@@ -186,10 +187,9 @@ class Fitting:
             Part(
                 rows,
                 embeddings,
-                images[name].quality,
                 reference.extrapolated(rows, embeddings, self.schema, settings),
             )
-            for name, rows, embeddings in (("train", self.train, train), ("cal", self.cal, cal))
+            for rows, embeddings in ((self.train, train), (self.cal, cal))
         ]
         return parts[0], parts[1], settings
 
@@ -220,13 +220,10 @@ class Fitting:
             np.arange(len(train.rows)), patients=config.fit.tune_batch, lesions=1, seed=config.seed
         )
         side = config.image.resize_px
-        loader = image_loader(
-            self.cohort,
-            train.rows,
-            ImageInput(size_px=side, resize_px=side),
-            batches=batches,
-            workers=config.batch.workers,
-        )
+        square, squares = ImageInput(size_px=side, resize_px=side), self.squares["train"]
+        if square != squares.spec:
+            squares = self._read(train.rows, square)
+        loader = image_loader(squares, batches=batches, workers=config.batch.workers)
         augment: nn.Module = Augment(config.augment, config.image.input)
         train_classifier(
             self.towers,
@@ -259,7 +256,7 @@ class Fitting:
         calibration = Calibration(
             conditions=fitted,
             prevalence={k: float(p) for k, p in zip(self.labels, prior, strict=True)},
-            quality=fit_quality(cal.quality, self.config.image.size_px),
+            quality=fit_quality(measure_rows(self.cohort, cal.rows), self.config.image.size_px),
             novelty_threshold=float(
                 np.quantile(self.novelty.score(cal.embeddings), 1 - NOVEL_SHARE)
             ),

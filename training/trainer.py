@@ -18,7 +18,7 @@ from bundle.images import ImageInput
 from cohort.cohort import Cohort
 from training.augment import Augment
 from training.config import Config
-from training.data import Rows, fit_schema, image_loader, load_rows
+from training.data import Rows, Squares, fit_schema, image_loader, load_rows
 from training.losses import Contrast
 from training.model import Batch, Slimp
 from training.precision import is_bf16
@@ -151,9 +151,8 @@ class Trainer:
         self.augment = Augment(config.augment, config.image.input).to(self.accelerator.device)
         side = config.image.resize_px
         square = ImageInput(size_px=side, resize_px=side)
-        self.loader = image_loader(
-            cohort, rows, square, batches=self.batches, workers=config.batch.workers
-        )
+        squares = Squares(cohort, rows, square, keep_mib=config.batch.kept_mib)
+        self.loader = image_loader(squares, batches=self.batches, workers=config.batch.workers)
         self.progress = Progress()
 
     @property

@@ -23,7 +23,7 @@ from export.pack import LIMITS, NO_CONTEXT, export_run
 from export.parity import BATCHES
 from tests.export.conftest import Exported
 from tests.training.squares import LABELS
-from training.data import load_rows
+from training.data import Squares, load_rows
 from training.encoders import TorchEncoders
 from training.features import embed_rows, record_features
 from training.heads import Classifier
@@ -85,7 +85,7 @@ def test_torch_and_onnx_agree_from_file_bytes_to_answer(
 ) -> None:
     spec = onnx_encoders.manifest.image_input
     rows = load_rows(cohort, ["test"], LABELS)
-    first = embed_rows(torch_encoders, cohort, rows, spec).embeddings
+    first = embed_rows(torch_encoders, Squares(cohort, rows, spec))
     files = cohort.images(rows.position.tolist())
     pixels = np.stack([prepare_image(decode_image(data), spec) for data in files])
     second = onnx_encoders.embed_images(pixels)

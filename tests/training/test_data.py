@@ -1,4 +1,7 @@
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 import torch
 
 from bundle.images import ImageInput, decode_image, prepare_image, resize_image
@@ -6,7 +9,7 @@ from cohort.cohort import Cohort
 from tests.training.squares import LABELS, tiny_config
 from training.augment import Augment
 from training.config import AugmentSettings
-from training.data import PixelDataset, fit_schema, image_loader, in_order, load_rows
+from training.data import Squares, fit_schema, image_loader, in_order, load_rows
 
 SPEC = ImageInput(size_px=16, resize_px=16)
 
@@ -58,22 +61,50 @@ def test_fields_are_standardised_on_the_rows_given(cohort: Cohort) -> None:
 
 def test_a_batch_of_pixels_is_what_its_rows_show(cohort: Cohort) -> None:
     rows = load_rows(cohort, ["cal"], LABELS)
-    batch = next(iter(image_loader(cohort, rows, SPEC, batches=[[4, 0]])))
+    batch = next(iter(image_loader(Squares(cohort, rows, SPEC), batches=[[4, 0]])))
     assert batch["index"].tolist() == [4, 0]
     assert batch["pixels"].dtype == torch.uint8
     for row, pixels in zip((4, 0), batch["pixels"], strict=True):
         (data,) = cohort.images([int(rows.position[row])])
         assert np.array_equal(pixels, resize_image(decode_image(data), SPEC))
-    data_set = PixelDataset(cohort, rows, SPEC)
+    data_set = Squares(cohort, rows, SPEC)
     assert len(data_set) == len(rows)
     assert torch.equal(data_set[4]["pixels"], batch["pixels"][0])
+
+
+class CountedReads(Cohort):
+    """Remembers which rows' files were read."""
+
+    def images(self, rows: Sequence[int]) -> list[bytes]:
+        self.read = [*getattr(self, "read", []), *rows]
+        return super().images(rows)
+
+
+@pytest.mark.parametrize(("side", "kept"), [(16, 20), (256, 5)])
+def test_squares_are_decoded_once_while_they_fit(cohort: Cohort, side: int, kept: int) -> None:
+    counted = CountedReads.open(cohort.path)
+    rows = load_rows(counted, ["test"], LABELS)
+    spec = ImageInput(size_px=side, resize_px=side)
+    plain, keeping = Squares(cohort, rows, spec), Squares(counted, rows, spec, keep_mib=1)
+    everything = list(range(len(rows)))
+    for order in ([3, 0], everything, everything[::-1], [7, 7]):
+        assert np.array_equal(keeping.read(order), plain.read(order))
+    assert len(rows) == 20
+    decoded = np.bincount(np.searchsorted(rows.position, counted.read), minlength=20)
+    assert (decoded == 1).sum() == kept
+    assert keeping.read([]).shape == (0, side, side, 3)
+
+
+def test_workers_keep_no_squares() -> None:
+    assert tiny_config().batch.kept_mib > 0
+    assert tiny_config(batch={"workers": 2}).batch.kept_mib == 0
 
 
 def test_a_loaders_iterator_leaves_the_global_random_numbers_alone(cohort: Cohort) -> None:
     """Otherwise a run resumed within an epoch draws other numbers than an uninterrupted one."""
     rows = load_rows(cohort, ["cal"], LABELS)
     before = torch.get_rng_state()
-    list(image_loader(cohort, rows, SPEC, batches=[[0]]))
+    list(image_loader(Squares(cohort, rows, SPEC), batches=[[0]]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
