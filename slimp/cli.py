@@ -25,6 +25,9 @@ def main() -> None:
     """Run the command and turn an expected error into one line."""
     from bundle.errors import LesionError
 
+    # Imported modules stay: searching them for cycles again and again while they load, and once
+    # more at the exit, takes seconds and frees nothing.
+    gc.set_threshold(50_000)
     try:
         app()
     except (LesionError, OSError) as error:
@@ -32,7 +35,6 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _fail(f"{error}: install slimp[train], and slimp[cpu] or slimp[gpu], which alone can serve")
     finally:
-        # Else the interpreter searches every imported object for cycles once more: 2 s of torch's.
         gc.freeze()
 
 
