@@ -128,6 +128,6 @@ def _without_copies(
             return line
         if readable.isdisjoint(_originals_of(line.image_id, originals)):
             return line
-        return DroppedRow(line.row, "a duplicate of an earlier picture, by the published list")
+        return DroppedRow(line.row, "a duplicate of another picture, by the published list")
 
     return [keep_or_drop(line) for line in lines]

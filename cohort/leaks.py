@@ -52,8 +52,8 @@ LEAK_PATTERNS: dict[str, str] = {
     "tbp_lv_dnn_lesion_confidence": NETWORK,
 }
 
-# Not refused, but read only when asked for by name; shell patterns like those above. What experts read
-# off a picture is a label in its data set, and their diagnosis rests on it.
+# Not refused, but read only when asked for by name; shell patterns like those above. What experts
+# read off a picture is a label in its data set, and their diagnosis rests on it.
 EXPERT_READING = "what an expert read off the picture on the way to a diagnosis"
 OFF_BY_DEFAULT: dict[str, str] = {
     "tbp_lv_nevi_confidence": "a network's output",
