@@ -114,7 +114,6 @@ def _cells(line: str) -> list[str]:
 
 def _line(number: int, cells: Cells) -> Line:
     name, diagnosis = cells["Name"], cells["Clinical Diagnosis"]
-    seen = cells["Colors"].split()
     return Line(
         number=number,
         image_key=f"{name}/{name}_Dermoscopic_Image/{name}",
@@ -124,6 +123,6 @@ def _line(number: int, cells: Cells) -> Line:
         label=LABEL_WORDS.get(diagnosis, diagnosis),
         cells={
             **{field.name: cells[column] for column, field in CRITERIA.items()},
-            **{field.name: str(number in seen) for number, field in COLOURS.items()},
+            **{field.name: str(number in cells["Colors"]) for number, field in COLOURS.items()},
         },
     )
