@@ -6,10 +6,9 @@ copies (7 columns), comma- or tab-separated.
 
 from pathlib import Path
 
-from bundle.errors import CohortError
 from bundle.fields import FieldSchema
-from cohort.images import index_images
-from cohort.lines import DataSet, Line, read_csv, source_of_lines
+from cohort.images import find_folders, index_images
+from cohort.lines import DataSet, Line, find_table, read_csv, source_of_lines
 from cohort.rows import DroppedRow, Source
 from cohort.vocabulary import AGE_YEARS, SEX, adapted, site_field
 
@@ -61,14 +60,8 @@ def ham10000_source(path: Path) -> Source:
     Raises:
         CohortError: the table or every image folder is missing, or the table lacks a column.
     """
-    table = next((path / name for name in TABLE_NAMES if (path / name).is_file()), None)
-    if table is None:
-        raise CohortError(f"{path}: expected {TABLE_NAMES[0]} here, got no such file")
-    folders = [path / name for name in IMAGE_FOLDERS if (path / name).is_dir()]
-    if not folders:
-        raise CohortError(
-            f"{path}: expected a folder {' or '.join(IMAGE_FOLDERS)}: unpack the images here"
-        )
+    table = find_table(path, TABLE_NAMES)
+    folders = find_folders(path, IMAGE_FOLDERS)
     lines = [
         row if isinstance(row, DroppedRow) else _line(*row)
         for row in read_csv(table, ("lesion_id", "image_id", "dx", *COLUMNS))

@@ -3,7 +3,7 @@
 Only headers are read here; decoding is `bundle/images.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import h5py
 
-from bundle.errors import InvalidImage
+from bundle.errors import CohortError, InvalidImage
 from bundle.images import check_header
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -47,6 +47,23 @@ class IndexedImages:
         if key not in self.paths:
             raise FileNotFoundError(key)
         return self.paths[key].read_bytes()
+
+
+def find_folders(path: Path, names: Sequence[str]) -> list[Path]:
+    """Return those of the named folders that are here.
+
+    Raises:
+        CohortError: none is.
+    """
+    folders = [path / name for name in names if (path / name).is_dir()]
+    if not folders:
+        raise CohortError(f"{path}: expected a folder {' or '.join(names)}: unpack the images here")
+    return folders
+
+
+def inner_folder(path: Path, name: str) -> Path:
+    """Return the folder of this name in `path`, or `path` where it is that folder itself."""
+    return path / name if (path / name).is_dir() else path
 
 
 def index_images(folders: Iterable[Path]) -> IndexedImages:

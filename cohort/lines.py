@@ -15,6 +15,15 @@ from cohort.images import Images
 from cohort.rows import DroppedRow, Group, LesionImage, Source, UnreadableValue
 from cohort.vocabulary import read_value
 
+# ISIC's words for what is neither.
+MALIGNANCY_WORDS: dict[str, bool | None] = {
+    "benign": False,
+    "malignant": True,
+    "indeterminate": None,
+    "indeterminate/benign": None,
+    "indeterminate/malignant": None,
+}
+
 
 @dataclass(frozen=True)
 class Line:
@@ -28,6 +37,8 @@ class Line:
         patient_id: None where the source or this line has none.
         label: the raw cell, or None where the source has no labels.
         cells: canonical field name to raw cell.
+        malignancy: the cell of a column that says benign or malignant; None where the source has
+            no such column, so that the label decides.
     """
 
     number: int
@@ -37,6 +48,7 @@ class Line:
     patient_id: str | None
     label: str | None
     cells: Mapping[str, str]
+    malignancy: str | None = None
 
     @property
     def row(self) -> str:
@@ -111,16 +123,18 @@ def read_line(line: Line, data_set: DataSet, images: Images) -> LesionImage | Dr
         return DroppedRow(line.row, "the image file cannot be read")
     record, errors = read_record(line.cells, data_set.schema.fields)
     label, label_error = read_label(line.label, data_set.labels)
+    malignant, malignant_error = read_malignancy(line.malignancy, label, data_set.malignant_labels)
+    more_errors = (error for error in (label_error, malignant_error) if error is not None)
     return LesionImage(
         image_id=line.image_id,
         lesion_id=line.lesion_id,
         patient_id=line.patient_id,
         image=image,
         label=label,
-        malignant=None if label is None else label in data_set.malignant_labels,
+        malignant=malignant,
         record=record,
         row=line.row,
-        value_errors=errors if label_error is None else (*errors, label_error),
+        value_errors=(*errors, *more_errors),
     )
 
 
@@ -155,6 +169,19 @@ def read_label(
     if label is not None:
         return label, None
     return None, UnreadableValue("label", kind_of(raw), f"expected one of {', '.join(labels)}")
+
+
+def read_malignancy(
+    raw: str | None, label: str | None, malignant_labels: tuple[str, ...]
+) -> tuple[bool | None, UnreadableValue | None]:
+    """Return what the source's own cell says; where it says nothing, what the label does."""
+    if raw is None or is_missing(raw):
+        return None if label is None else label in malignant_labels, None
+    word = raw.strip().casefold()
+    if word in MALIGNANCY_WORDS:
+        return MALIGNANCY_WORDS[word], None
+    expected = f"expected {', '.join(MALIGNANCY_WORDS)}"
+    return None, UnreadableValue("malignant", kind_of(raw), expected)
 
 
 def kind_of(raw: str) -> str:
@@ -201,6 +228,18 @@ def read_csv(path: Path, required: Iterable[str]) -> Iterator[tuple[int, Cells] 
             yield number, dict(zip(header, cells, strict=True))
         elif cells:
             yield wrong_length(number, len(header))
+
+
+def find_table(path: Path, names: Sequence[str]) -> Path:
+    """Return the first of the named files that is here.
+
+    Raises:
+        CohortError: none is.
+    """
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise CohortError(f"{path}: expected {' or '.join(names)} here, got no such file")
+    return found
 
 
 def read_header(path: Path) -> list[str]:

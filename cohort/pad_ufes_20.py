@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from bundle.errors import CohortError
 from bundle.fields import Field, FieldSchema, Level
-from cohort.images import index_images
+from cohort.images import find_folders, index_images
 from cohort.lines import DataSet, Line, read_csv, source_of_lines
 from cohort.rows import DroppedRow, Source
 from cohort.vocabulary import (
@@ -135,11 +134,7 @@ def pad_ufes_20_source(path: Path) -> Source:
     Raises:
         CohortError: the table or every image folder is missing, or the table lacks a column.
     """
-    folders = [path / name for name in IMAGE_FOLDERS if (path / name).is_dir()]
-    if not folders:
-        raise CohortError(
-            f"{path}: expected a folder {' or '.join(IMAGE_FOLDERS)}: unpack the images here"
-        )
+    folders = find_folders(path, IMAGE_FOLDERS)
     canonical = set(COLUMNS.values())
     columns = COLUMNS | {n: n for n in PAD_UFES_20.schema.names if n not in canonical}
     lines = [

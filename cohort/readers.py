@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import CohortError
+from cohort.derm7pt import derm7pt_source
 from cohort.ham10000 import ham10000_source
+from cohort.hiba import hiba_source
+from cohort.isic2019 import isic2019_source
+from cohort.isic2020 import isic2020_source
 from cohort.lines import nearest
+from cohort.milk10k import milk10k_source
 from cohort.pad_ufes_20 import pad_ufes_20_source
+from cohort.ph2 import ph2_source
 from cohort.rows import Source
 from cohort.slice3d import slice3d_source
 from cohort.table import table_source
@@ -26,6 +32,12 @@ READERS: dict[str, Callable[..., Source]] = {
     "ham10000": ham10000_source,
     "pad_ufes_20": pad_ufes_20_source,
     "slice3d": slice3d_source,
+    "isic2019": isic2019_source,
+    "isic2020": isic2020_source,
+    "hiba": hiba_source,
+    "ph2": ph2_source,
+    "derm7pt": derm7pt_source,
+    "milk10k": milk10k_source,
     "table": table_source,
 }
 NAMES = (*READERS, "synthetic")

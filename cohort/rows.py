@@ -31,7 +31,7 @@ class LesionImage:
         patient_id: None where the source has no patient ids.
         image: the file's bytes as they came.
         label: one of the source's labels, or None.
-        malignant: None where the label is None or its malignancy is not known.
+        malignant: None where neither the source nor the label tells.
         record: canonical field name to checked value, of both levels; an absent key is missing.
         row: where the source holds it ("line 12 (ISIC_0024306)"); "" if that says no more than
             the image id.

@@ -7,12 +7,18 @@ general ones keep the word their data set uses, and know which general site they
 from collections.abc import Callable
 from typing import Any
 
-from isic_metadata.fields import Age, ClinSizeLongDiamMm, FitzpatrickSkinType
+from isic_metadata.fields import (
+    Age,
+    AnatomSiteGeneralEnum,
+    ClinSizeLongDiamMm,
+    FitzpatrickSkinType,
+)
 
 from bundle.errors import InvalidRecord
 from bundle.fields import Field, Level, Value
 
 SKIN_TYPES = tuple(kind.value for kind in FitzpatrickSkinType)
+GENERAL_SITES = tuple(sorted(site.value for site in AnatomSiteGeneralEnum))
 
 AGE_YEARS = Field(
     name="age_years",
@@ -74,18 +80,34 @@ SITE_LIES_IN = {
     "hand": "upper extremity",
     "thigh": "lower extremity",
     "foot": "lower extremity",
+    "buttocks": "lower extremity",
     "palms/soles": "acral",
-    "genital": "oral/genital",
+    "genital": "anogenital region",
+    "anogenital region": "oral/genital",
 }
+# What data sets call the column.
+SITE_COLUMNS = (
+    "anatom_site_1",
+    "anatom_site_general",
+    "anatom_site_general_challenge",
+    "localization",
+    "location",
+    "region",
+    "site",
+)
 # Other spellings of one site.
 SITE_SPELLINGS = {
     "head and neck": "head/neck",
     "head & neck": "head/neck",
+    "head neck": "head/neck",
+    "head_neck_face": "head/neck",
     "torso": "trunk",
     "torso back": "posterior torso",
     "torso front": "anterior torso",
+    "upper_extremity": "upper extremity",
     "upper limb": "upper extremity",
     "upper limbs": "upper extremity",
+    "lower_extremity": "lower extremity",
     "lower limb": "lower extremity",
     "lower limbs": "lower extremity",
     "leg": "lower extremity",
@@ -113,7 +135,7 @@ def site_field(categories: tuple[str, ...], *, level: Level = "lesion") -> Field
         level=level,
         kind="categorical",
         categories=categories,
-        aliases=("anatom_site_general", "anatom_site_general_challenge", "localization", "region"),
+        aliases=SITE_COLUMNS,
         category_aliases=aliases,
     )
 

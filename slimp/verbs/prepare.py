@@ -8,7 +8,11 @@ from typer import Argument, Option
 
 def prepare(
     dataset: Annotated[
-        str, Argument(help="ham10000, pad_ufes_20, slice3d, table (your own) or synthetic")
+        str,
+        Argument(
+            help="ham10000, pad_ufes_20, slice3d, isic2019, isic2020, hiba, ph2, derm7pt, milk10k, "
+            "table (your own) or synthetic"
+        ),
     ],
     source: Annotated[
         Path | None, Argument(help="the data set's folder; for table, the CSV or its folder")

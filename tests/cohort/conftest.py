@@ -1,6 +1,7 @@
 """Builders that the tests of this room share."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,31 @@ def write_csv() -> WriteCsv:
             writer.writeheader()
             writer.writerows(rows)
         return path
+
+    return write
+
+
+@pytest.fixture
+def lay_out(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes tables and images below a folder and returns it.
+
+    Each image has a colour of its own, unless `copies` names the one that it repeats.
+    """
+
+    def write(
+        tables: Mapping[str, str], images: Iterable[str], copies: Mapping[str, str] | None = None
+    ) -> Path:
+        root = tmp_path / "source"
+        for name, text in tables.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text, encoding="utf-8")
+        for name in images:
+            of = (copies or {}).get(name, name)
+            red, green, blue = hashlib.sha256(of.encode()).digest()[:3]
+            kind = "BMP" if name.endswith(".bmp") else "JPEG"
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(encode((red, green, blue), kind=kind))
+        return root
 
     return write
 

@@ -2,11 +2,21 @@
 
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from bundle.errors import CohortError
+from bundle.fields import FieldSchema
+from cohort.derm7pt import DERM7PT
+from cohort.ham10000 import HAM10000
+from cohort.hiba import HIBA
+from cohort.isic2019 import ISIC2019
+from cohort.isic2020 import ISIC2020
+from cohort.leaks import OFF_BY_DEFAULT, refuse_leaks
+from cohort.milk10k import MILK10K
+from cohort.ph2 import PH2
 from cohort.readers import NAMES, READERS, open_source
 from cohort.rows import LesionImage
 from cohort.store import prepare
@@ -37,6 +47,25 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
 def test_options_reach_the_reader(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match=r"fields\.toml"):
         open_source("table", tmp_path, schema=tmp_path / "fields.toml")
+
+
+def test_every_data_set_stands_in_the_documents_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cohorts.md").read_text(encoding="utf-8")
+
+    assert [name for name in NAMES if f"\n| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [data_set.schema for data_set in (DERM7PT, HAM10000, HIBA, ISIC2019, ISIC2020, MILK10K, PH2)],
+)
+def test_no_data_set_reads_a_refused_column_or_one_that_is_off_by_default(
+    schema: FieldSchema,
+) -> None:
+    names = [name for field in schema.fields for name in (field.name, *field.aliases)]
+
+    refuse_leaks(names)
+    assert [n for n in names for off in OFF_BY_DEFAULT if fnmatchcase(n.casefold(), off)] == []
 
 
 def test_the_synthetic_cohort_is_drawn_and_takes_no_path(tmp_path: Path) -> None:

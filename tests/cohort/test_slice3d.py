@@ -220,8 +220,9 @@ def test_columns_off_by_default_are_read_when_asked_for(kaggle: Layout) -> None:
     plain = set(slice3d_source(root).schema.names)
     (row,) = images_of(root, nevi_confidence=True, position=True)
 
-    assert not plain & set(OFF_BY_DEFAULT)
-    assert set(OFF_BY_DEFAULT) <= set(row.record)
+    off = {name for name in OFF_BY_DEFAULT if name.startswith("tbp_lv_")}
+    assert not plain & off
+    assert off <= set(row.record)
 
 
 def test_every_column_but_leaks_labels_and_shortcuts_is_a_field() -> None:

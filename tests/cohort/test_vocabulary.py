@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 from isic_metadata.fields import AnatomSiteGeneralEnum
 
 from bundle.errors import InvalidRecord, UnknownCategory
-from cohort import ham10000, pad_ufes_20, slice3d_fields
+from cohort import (
+    derm7pt,
+    ham10000,
+    hiba,
+    isic2020,
+    milk10k,
+    pad_ufes_20,
+    slice3d_fields,
+)
 from cohort.vocabulary import (
     AGE_YEARS,
     DIAMETER_MM,
@@ -97,8 +105,8 @@ def test_every_site_of_the_data_sets_is_known() -> None:
     known = {*SITE_LIES_IN, *SITE_LIES_IN.values(), *SITE_SPELLINGS.values()}
 
     assert set(slice3d_fields.SITES) <= isic
-    assert set(ham10000.SITES) <= known
-    assert set(pad_ufes_20.SITES) <= known
+    for reader in (derm7pt, ham10000, hiba, isic2020, milk10k, pad_ufes_20):
+        assert set(reader.SITES) <= known
 
 
 def test_sites_lie_in_each_other_without_a_circle() -> None:
