@@ -84,10 +84,15 @@ class ObjectiveSettings(Section):
 
 
 class BatchSettings(Section):
-    """A batch is `patients` x at most `lesions` images of one patient each."""
+    """A batch is `patients` x at most `lesions` images of one patient each, over all processes."""
 
     patients: Count = Field(64, description="patients (lesions where there are no patient ids)")
     lesions: Count = Field(8, description="images of one patient in a batch, at most")
+    chunk: Count | None = Field(
+        None,
+        description="rows that a tower encodes at a time: a batch of any size fits the memory of "
+        "one chunk, for one more forward pass; none encodes the batch at once",
+    )
     workers: int = Field(0, ge=0, le=64, description="processes that decode images")
     keep_mib: int = Field(
         2048,
@@ -169,6 +174,15 @@ class Config(Section):
     def _check_crop(self) -> Self:
         if self.image.resize_px < self.image.size_px:
             raise ValueError("image.resize_px must be at least image.size_px")
+        return self
+
+    @model_validator(mode="after")
+    def _check_chunk(self) -> Self:
+        if self.batch.chunk is not None and self.image.stem == "convolutional":
+            raise ValueError(
+                "batch.chunk cannot be used with a convolutional stem, whose batch norm would see "
+                "a chunk in the place of the batch: set image.stem to linear"
+            )
         return self
 
     def sha256(self) -> str:

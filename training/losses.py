@@ -48,7 +48,9 @@ def info_nce(
     hidden = excluded[valid][:, valid] & ~own
     if len(first) < 2:
         return Contrast((first.sum() + second.sum()) * 0, 0.0, 0.0)
-    logits = (scale * first @ second.T).float()
+    logits = scale * first @ second.T
+    # In no less than float32, whatever the towers computed in.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = torch.arange(len(first), device=first.device)
     rows = logits.masked_fill(hidden, -torch.inf)
     columns = logits.T.masked_fill(hidden.T, -torch.inf)

@@ -5,6 +5,7 @@ otherwise the outer loss would be solved by copying.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,12 +16,20 @@ from training.config import Config
 from training.image_encoder import build_image_encoder
 from training.losses import Contrast, identical_rows, info_nce
 from training.pooling import Pooling
+from training.processes import gather_rows
 from training.record_encoder import RecordEncoder
 
 # As CLIP does (Radford et al., 2021, arXiv 2103.00020): the inverse temperature stays below 100.
 MAX_LOG_SCALE = math.log(100)
 
 Batch = dict[str, torch.Tensor]
+Encode = Callable[..., torch.Tensor]
+
+
+def encode_at_once(tower: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """Return the tower's features; `GradientCache.encode` is the other way."""
+    features: torch.Tensor = tower(*inputs)
+    return features
 
 
 class Slimp(nn.Module):
@@ -58,36 +67,39 @@ class Slimp(nn.Module):
         """Return the level's record tower, None where the schema has no field of it."""
         return self.lesion if level == "lesion" else self.patient
 
-    def forward(self, batch: Batch) -> dict[str, Contrast]:
+    def forward(self, batch: Batch, encode: Encode = encode_at_once) -> dict[str, Contrast]:
         """Return the contrastive terms that this batch and schema allow.
+
+        Under several processes the batch is this one's share, and the terms are the whole batch's.
 
         Args:
             batch: pixels (N, 3, H, W); lesion_values, lesion_present (N, F); patient_values,
                 patient_present (P, F'); lesion_group (N,) and slot (N, 2) int64: which lesion an
                 image shows, and which (patient, place) of the batch it has; the raw_* records
                 before column dropout, for the masks.
+            encode: calls a tower on its inputs.
         """
-        images = self.image(batch["pixels"])
+        images = encode(self.image, batch["pixels"])
         terms = {}
         records = torch.zeros_like(images)
         if self.lesion is not None:
-            records = self.lesion(batch["lesion_values"], batch["lesion_present"])
+            records = encode(self.lesion, batch["lesion_values"], batch["lesion_present"])
             terms["lesion"] = self._contrast_lesions(images, records, batch)
         if self.patient is not None:
-            patients = self.patient(batch["patient_values"], batch["patient_present"])
+            patients = encode(self.patient, batch["patient_values"], batch["patient_present"])
             terms["patient"] = self._contrast_patients(images, records, patients, batch)
         return terms
 
     def _contrast_lesions(
         self, images: torch.Tensor, records: torch.Tensor, batch: Batch
     ) -> Contrast:
-        group = batch["lesion_group"]
+        group = gather_rows(batch["lesion_group"])
         return info_nce(
-            normalize(self.image_projection(images), dim=1),
-            normalize(self.lesion_projection(records), dim=1),
+            gather_rows(normalize(self.image_projection(images), dim=1)),
+            gather_rows(normalize(self.lesion_projection(records), dim=1)),
             self.lesion_log_scale.clamp(max=MAX_LOG_SCALE).exp(),
             excluded=(group[:, None] == group[None]) | same_records(batch, "lesion"),
-            valid=batch["lesion_present"].any(1),
+            valid=gather_rows(batch["lesion_present"]).any(1),
         )
 
     def _contrast_patients(
@@ -102,18 +114,22 @@ class Slimp(nn.Module):
         grid[slots[:, 0], slots[:, 1]] = pairs
         phenotypes = self.phenotype_projection(self.pooling(grid, mask))
         return info_nce(
-            normalize(phenotypes, dim=1),
-            normalize(self.patient_projection(patients), dim=1),
+            gather_rows(normalize(phenotypes, dim=1)),
+            gather_rows(normalize(self.patient_projection(patients), dim=1)),
             self.patient_log_scale.clamp(max=MAX_LOG_SCALE).exp(),
             excluded=same_records(batch, "patient"),
-            valid=batch["patient_present"].any(1),
+            valid=gather_rows(batch["patient_present"]).any(1),
         )
 
 
 def same_records(batch: Batch, level: str) -> torch.Tensor:
-    """Return (N, N) bool: records identical before or after augmentation."""
-    raw = identical_rows(batch[f"raw_{level}_values"], batch[f"raw_{level}_present"])
-    return raw | identical_rows(batch[f"{level}_values"], batch[f"{level}_present"])
+    """Return (N, N) bool, N rows of all processes: identical before or after augmentation."""
+
+    def identical(prefix: str) -> torch.Tensor:
+        values, present = (batch[f"{prefix}{level}_{part}"] for part in ("values", "present"))
+        return identical_rows(gather_rows(values), gather_rows(present))
+
+    return identical("raw_") | identical("")
 
 
 def _projection(width: int, out: int) -> nn.Module:

@@ -28,6 +28,7 @@ class PatientBatches(Sampler[Indices]):
         patients: int,
         lesions: int,
         seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the sampler.
 
@@ -36,11 +37,14 @@ class PatientBatches(Sampler[Indices]):
             patients: P, patients in a batch.
             lesions: L, images of one patient in a batch, at most.
             seed: of the order.
+            share: which part of every batch to give, and of how many: each process takes its own.
+                A batch of fewer patients than parts is left out.
         """
         order = np.argsort(patient, kind="stable")
         starts = np.flatnonzero(np.diff(patient[order])) + 1
         self.rows_of_patient = np.split(order, starts)
         self.patients, self.lesions, self.seed = patients, lesions, seed
+        self.part, self.parts = share
         self.epoch, self.skip = 0, 0
         self._length: dict[int, int] = {}
 
@@ -66,10 +70,13 @@ class PatientBatches(Sampler[Indices]):
         waiting = deque(pieces[i] for i in rng.permutation(len(pieces)))
         batches = []
         while waiting:
-            batches.append(self._next_batch(waiting))
+            batch = self._next_batch(waiting)
+            if len(batch) >= self.parts:
+                own = batch[self.part :: self.parts]
+                batches.append([row for rows in own for row in rows])
         return batches
 
-    def _next_batch(self, waiting: "deque[tuple[int, Indices]]") -> Indices:
+    def _next_batch(self, waiting: "deque[tuple[int, Indices]]") -> list[Indices]:
         """Take pieces of distinct patients; pieces of a patient already here wait in front."""
         chosen: dict[int, Indices] = {}
         postponed: list[tuple[int, Indices]] = []
@@ -80,4 +87,4 @@ class PatientBatches(Sampler[Indices]):
             else:
                 chosen[patient] = rows
         waiting.extendleft(reversed(postponed))
-        return [row for rows in chosen.values() for row in rows]
+        return list(chosen.values())

@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
@@ -19,9 +21,11 @@ from cohort.cohort import Cohort
 from training.augment import Augment
 from training.config import Config
 from training.data import Rows, Squares, fit_schema, image_loader, load_rows
+from training.gradient_cache import GradientCache
 from training.losses import Contrast
-from training.model import Batch, Slimp
+from training.model import Batch, Slimp, encode_at_once
 from training.precision import is_bf16
+from training.processes import average_gradients, this_process
 from training.progress import StepReport, silent
 from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
 from training.sampler import PatientBatches
@@ -67,7 +71,10 @@ def pretrain(
     Raises:
         TrainingError: the folder holds another run, or there is nothing to train on.
     """
-    _open_run(out, config, resume)
+    process = this_process()
+    if process.is_main_process:
+        _open_run(out, config, resume)
+    process.wait_for_everyone()
     set_seed(config.seed)
     rows = load_rows(cohort, ["train"], cohort.info.labels)
     if not len(rows):
@@ -91,7 +98,9 @@ def pretrain(
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         seconds=round(trainer.progress.seconds, 1),
     )
-    write_run(out, trainer.model, info)
+    if process.is_main_process:
+        write_run(out, trainer.model, info)
+    process.wait_for_everyone()
     return info
 
 
@@ -122,12 +131,18 @@ class Trainer:
         out: Path,
     ) -> None:
         self.config, self.out = config, out
-        bf16 = is_bf16(config.precision, PartialState().device)
+        bf16 = is_bf16(config.precision, this_process().device)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if bf16 else "no", step_scheduler_with_optimizer=False
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="bf16" if bf16 else "no",
+            step_scheduler_with_optimizer=False,
         )
-        if self.accelerator.num_processes > 1:
-            raise TrainingError("pre-training runs in one process: start it without a launcher")
+        if self.accelerator.num_processes > 1 and config.image.stem == "convolutional":
+            raise TrainingError(
+                "expected one process with a convolutional stem, whose batch norm sees one "
+                f"process's images alone, got {self.accelerator.num_processes}: set image.stem to "
+                "linear or start one"
+            )
         self.nested = cohort.has_patients and bool(schema.at("patient"))
         if not (self.nested or schema.at("lesion")):
             raise TrainingError(
@@ -141,12 +156,16 @@ class Trainer:
             patients=config.batch.patients,
             lesions=config.batch.lesions,
             seed=config.seed,
+            share=(self.accelerator.process_index, self.accelerator.num_processes),
         )
         self.total = self._count_steps()
         scheduler = LambdaLR(optimiser, warmup_cosine(self.total, config.optimiser.warmup))
-        self.model, self.optimiser, self.scheduler = self.accelerator.prepare(
-            model, optimiser, scheduler
-        )
+        # In no wrapper of its own: gradients are averaged below, once a batch, chunked or not.
+        self.model: Slimp = self.accelerator.prepare_model(model, evaluation_mode=True)
+        self.optimiser, self.scheduler = self.accelerator.prepare(optimiser, scheduler)
+        if self.accelerator.num_processes > 1:
+            # Towers start alike everywhere; from here on each process draws its own numbers.
+            set_seed(config.seed, device_specific=True)
         self.records = RecordBatches(rows, schema, config.objective.column_dropout)
         self.augment = Augment(config.augment, config.image.input).to(self.accelerator.device)
         side = config.image.resize_px
@@ -169,19 +188,15 @@ class Trainer:
     def run(self, report: StepReport) -> None:
         """Train to the end, logging and checkpointing on the way."""
         self.model.train()
-        writer = SummaryWriter(self.out / "tensorboard")
-        with (self.out / "metrics.jsonl").open("a") as log:
+        with MetricsLog(self.out) if self.accelerator.is_main_process else nullcontext() as log:
             for metrics in self._steps():
                 step = self.progress.step
-                report(step, self.total, metrics)
-                if step % self.config.log_steps == 0 or step == self.total:
-                    log.write(json.dumps({"step": step, **metrics}) + "\n")
-                    log.flush()
-                    for name, value in metrics.items():
-                        writer.add_scalar(name, value, step)
+                if log is not None:
+                    report(step, self.total, metrics)
+                    if step % self.config.log_steps == 0 or step == self.total:
+                        log.write(step, metrics)
                 if step % self.config.checkpoint_steps == 0:
                     self.save_state()
-        writer.close()
 
     def _steps(self) -> Iterator[dict[str, float]]:
         while self.progress.epoch < self.config.optimiser.epochs:
@@ -194,7 +209,8 @@ class Trainer:
                 self.progress.step += 1
                 self.progress.batch += 1
                 self.progress.seconds += spent
-                metrics["images_per_second"] = len(images["index"]) / spent
+                count = len(images["index"]) * self.accelerator.num_processes
+                metrics["images_per_second"] = count / spent
                 metrics["data_wait_share"] = waited / spent
                 yield metrics
                 mark = time.perf_counter()
@@ -205,10 +221,15 @@ class Trainer:
         device = self.accelerator.device
         batch = {k: v.to(device) for k, v in self.records.batch(images["index"]).items()}
         batch["pixels"] = self.augment(images["pixels"].to(device))
+        chunk = self.config.batch.chunk
+        cache = None if chunk is None else GradientCache(chunk, self.accelerator.autocast)
         with self.accelerator.autocast():
-            terms = self.model(batch)
+            terms = self.model(batch, encode_at_once if cache is None else cache.encode)
         loss = self._total_loss(terms)
         self.accelerator.backward(loss)
+        if cache is not None:
+            cache.backward()
+        average_gradients(self.model.parameters())
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.config.optimiser.clip_norm
         )
@@ -239,7 +260,9 @@ class Trainer:
         """Write everything that an exact resume needs."""
         folder = self.out / "state"
         self.accelerator.save_state(str(folder), safe_serialization=True)
-        write_json(folder / "progress.json", self.progress.__dict__)
+        if self.accelerator.is_main_process:
+            write_json(folder / "progress.json", self.progress.__dict__)
+        self.accelerator.wait_for_everyone()
 
     def load_state(self) -> None:
         """Go back to the last checkpoint.
@@ -252,10 +275,36 @@ class Trainer:
             raise TrainingError(f"{self.out}: no checkpoint was written yet; start again")
         self.accelerator.load_state(str(folder))
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        # Steps after the checkpoint are taken, and logged, again.
-        log = self.out / "metrics.jsonl"
-        lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-        log.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.progress.step))
+        if self.accelerator.is_main_process:
+            forget_steps_after(self.progress.step, self.out)
+
+
+class MetricsLog:
+    """A run's metrics, a line of JSON a step and for TensorBoard."""
+
+    def __init__(self, out: Path) -> None:
+        self._lines = (out / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(out / "tensorboard")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._lines.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def __exit__(self, *failure: object) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+def forget_steps_after(step: int, out: Path) -> None:
+    """Take later steps out of the run's log: after a resume they are taken, and logged, again."""
+    log = out / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+    log.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
 
 
 class RecordBatches:

@@ -17,6 +17,7 @@ def train(
     from slimp.console import progress, say
     from slimp.verbs.training_note import training_note
     from training.config import read_config
+    from training.processes import this_process
     from training.trainer import pretrain
 
     with progress() as report:
@@ -29,4 +30,5 @@ def train(
                 "pre-train", step, total, training_note(metrics)
             ),
         )
-    say(f"{out}: {info.objective} run, {info.parameters:,} parameters, {info.seconds} s")
+    if this_process().is_main_process:
+        say(f"{out}: {info.objective} run, {info.parameters:,} parameters, {info.seconds} s")

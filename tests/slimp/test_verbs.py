@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,16 @@ def test_an_interrupted_verb_ends_as_a_shell_expects(
 
     monkeypatch.setattr(service.server, "serve", interrupted)
     assert slimp("serve").code == 130
+
+
+def test_the_package_runs_as_a_module_as_launchers_start_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["slimp", "train", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("slimp", run_name="__main__")
+    assert ended.value.code == 0
+    assert "Pre-train SLIMP encoders" in capsys.readouterr().out
 
 
 def test_prepare_names_every_data_set_in_its_help_and_in_its_refusal(slimp: Slimp) -> None:

@@ -5,6 +5,7 @@ patient's age the strength of the ground, so that pictures and records can be ma
 """
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def tiny_config(**sections: Any) -> Config:
         for key, value in TINY.items()
     }
     return Config.model_validate({**content, **sections})
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Return the metrics that a run logged, one step after another."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def draw_square(label: str, strength: float, ground: float, seed: int) -> bytes:

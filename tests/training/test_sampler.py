@@ -61,3 +61,23 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
     assert order(0, 1) == order(0, 1)
     assert order(0, 1) != order(0, 2)
     assert order(0, 1) != order(1, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PATIENTS, SIZES, SIZES, st.integers(1, 3))
+def test_the_shares_of_a_batch_make_it_up_by_whole_patients(
+    patient: list[int], patients: int, lesions: int, parts: int
+) -> None:
+    numbers: npt.NDArray[np.int64] = np.array(patient, np.int64)
+    whole = list(sampler_of(patient, patients, lesions))
+    enough = [b for b in whole if len({patient[row] for row in b}) >= parts]
+    shares = [
+        list(PatientBatches(numbers, patients=patients, lesions=lesions, seed=0, share=(i, parts)))
+        for i in range(parts)
+    ]
+    assert [len(share) for share in shares] == [len(enough)] * parts
+    for batch, *own in zip(enough, *shares, strict=True):
+        assert sorted(row for part in own for row in part) == sorted(batch)
+        groups = [{patient[row] for row in part} for part in own]
+        assert all(groups)
+        assert sum(map(len, groups)) == len(set.union(*groups))

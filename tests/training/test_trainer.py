@@ -207,14 +207,6 @@ def test_bfloat16_trains(cohort: Cohort, tmp_path: Path) -> None:
     assert {t.dtype for t in numbers} == {torch.float32}
 
 
-def test_several_processes_are_refused(
-    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    with pytest.raises(TrainingError, match="in one process"):
-        pretrain(cohort, tiny_config(), tmp_path / "run")
-
-
 def test_records_of_a_batch_come_once_a_patient_and_with_columns_hidden(cohort: Cohort) -> None:
     rows = load_rows(cohort, ["train"], ())
     schema = fit_schema(cohort.schema, rows)

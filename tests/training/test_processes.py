@@ -1,0 +1,90 @@
+"""Two real processes over gloo against one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from cohort.cohort import Cohort
+from tests.training.shares import PROCESSES, gradients_of
+from tests.training.squares import read_metrics, tiny_config
+from training.run import load_towers, read_info
+from training.trainer import pretrain
+
+SCRIPT = Path(__file__).parent / "shares.py"
+# Nothing is drawn at random once the towers are built.
+STILL = tiny_config(
+    log_steps=1,
+    batch={"patients": 7},
+    objective={"column_dropout": 0.0, "pooling": "attention"},
+    augment={"min_crop": 1.0, "flip": False},
+    optimiser={"epochs": 2},
+)
+
+
+class Together(NamedTuple):
+    """The folder that two processes worked in, and what each of them found."""
+
+    folder: Path
+    found: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def together(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Together:
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "still.json").write_text(STILL.model_dump_json())
+    stem = tiny_config(image={"stem": "convolutional"})
+    (folder / "stem.json").write_text(stem.model_dump_json())
+    # What a launcher tells its processes; they meet in a file all the same.
+    told = {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    told["PYTHONPATH"] = str(SCRIPT.parents[2])
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), folder, cohort.path],
+            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(PROCESSES)
+    ]
+    errors = "\n".join(process.communicate(timeout=240)[1] for process in started)
+    assert [process.returncode for process in started] == [0] * PROCESSES, errors
+    return Together(folder, [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)])
+
+
+def test_two_processes_have_the_gradient_of_one(cohort: Cohort, together: Together) -> None:
+    expected = gradients_of(STILL, cohort, (0, 1))
+    assert len(expected) > 30
+    for found in together.found:
+        for name, gradient in expected.items():
+            off = (found["gradients"][name] - gradient).abs().max()
+            assert off <= 1e-6 * gradient.abs().max() + 1e-15, name
+
+
+def test_ids_and_flags_are_gathered_as_they_are(together: Together) -> None:
+    for found in together.found:
+        rows, flags = found["gathered"]
+        assert rows.tolist() == [0, 1, 2**40, 2**40 + 1, 2**40 + 2]
+        assert flags.tolist() == [True, False, True, False, True]
+
+
+def test_a_run_of_two_processes_takes_the_steps_of_one(
+    cohort: Cohort, together: Together, tmp_path: Path
+) -> None:
+    run, alone = together.folder / "run", tmp_path / "alone"
+    pretrain(cohort, STILL, alone)
+    assert read_info(run).parameters == read_info(alone).parameters
+    steps, expected = read_metrics(run), read_metrics(alone)
+    assert len(expected) > 4
+    for name in ("step", "loss", "gradient_norm", "lesion_negatives", "patient_accuracy"):
+        assert [m[name] for m in steps] == pytest.approx([m[name] for m in expected], rel=1e-3)
+    assert not load_towers(run).training
+
+
+def test_batch_norm_over_processes_is_refused(together: Together) -> None:
+    for found in together.found:
+        assert "expected one process with a convolutional stem" in found["refused"]
