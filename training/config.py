@@ -81,6 +81,9 @@ class ObjectiveSettings(Section):
         "mean", description="how a patient's lesions are aggregated"
     )
     column_dropout: Share = Field(0.3, description="chance that a column is hidden in training")
+    column_corruption: Share = Field(
+        0.0, description="chance that a column shows another row's value in training"
+    )
 
 
 class BatchSettings(Section):

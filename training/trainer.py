@@ -23,10 +23,11 @@ from training.config import Config
 from training.data import Rows, Squares, fit_schema, image_loader, load_rows
 from training.gradient_cache import GradientCache
 from training.losses import Contrast
-from training.model import Batch, Slimp, encode_at_once
+from training.model import Slimp, encode_at_once
 from training.precision import is_bf16
 from training.processes import average_gradients, this_process
 from training.progress import StepReport, silent
+from training.record_batches import RecordBatches
 from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
 from training.sampler import PatientBatches
 from training.schedule import build_optimiser, warmup_cosine
@@ -166,7 +167,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             # Towers start alike everywhere; from here on each process draws its own numbers.
             set_seed(config.seed, device_specific=True)
-        self.records = RecordBatches(rows, schema, config.objective.column_dropout)
+        self.records = RecordBatches(rows, schema, config.objective)
         self.augment = Augment(config.augment, config.image.input).to(self.accelerator.device)
         side = config.image.resize_px
         square = ImageInput(size_px=side, resize_px=side)
@@ -305,43 +306,3 @@ def forget_steps_after(step: int, out: Path) -> None:
     log = out / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
     log.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
-
-
-class RecordBatches:
-    """Encoded records of a batch, before and after column dropout."""
-
-    def __init__(self, rows: Rows, schema: FieldSchema, column_dropout: float) -> None:
-        self.lesion = rows.lesion
-        self.patient = rows.patient
-        self.encoded = {
-            level: rows.encode(schema, level) for level in ("lesion", "patient") if schema.at(level)
-        }
-        self.column_dropout = column_dropout
-
-    def batch(self, index: torch.Tensor) -> Batch:
-        """Return the arrays that `Slimp.forward` names, without the pixels.
-
-        Args:
-            index: (N,) int64 row numbers, rows of one patient together.
-        """
-        chosen = index.numpy()
-        slot, first = _slots(torch.from_numpy(self.patient[chosen]))
-        batch: Batch = {"lesion_group": torch.from_numpy(self.lesion[chosen]), "slot": slot}
-        for level, encoded in self.encoded.items():
-            # A patient's record is the same in all its rows: the first stands for it.
-            part = encoded.rows(chosen if level == "lesion" else chosen[first.numpy()])
-            values, present = torch.from_numpy(part.values), torch.from_numpy(part.present)
-            kept = present & (torch.rand(present.shape) >= self.column_dropout)
-            batch[f"raw_{level}_values"], batch[f"raw_{level}_present"] = values, present
-            batch[f"{level}_values"], batch[f"{level}_present"] = values, kept
-        return batch
-
-
-def _slots(patient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (N, 2) (patient, place) of each row and (P,) the first row of each patient."""
-    new = torch.ones(len(patient), dtype=torch.bool)
-    new[1:] = patient[1:] != patient[:-1]
-    number = new.cumsum(0) - 1
-    first = new.nonzero()[:, 0]
-    place = torch.arange(len(patient)) - first[number]
-    return torch.stack([number, place], dim=1), first

@@ -15,8 +15,9 @@ from training.config import Config
 from training.data import fit_schema, load_rows
 from training.model import Slimp
 from training.processes import average_gradients, gather_rows
+from training.record_batches import RecordBatches
 from training.sampler import PatientBatches
-from training.trainer import RecordBatches, pretrain
+from training.trainer import pretrain
 
 PROCESSES = 2
 
@@ -29,7 +30,7 @@ def gradients_of(config: Config, cohort: Cohort, share: tuple[int, int]) -> dict
     model = Slimp(config, schema).double()
     index = next(iter(PatientBatches(rows.patient, patients=7, lesions=3, seed=0, share=share)))
     pixels = torch.randn(len(rows), 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    batch = RecordBatches(rows, schema, 0.0).batch(torch.tensor(index))
+    batch = RecordBatches(rows, schema, config.objective).batch(torch.tensor(index))
     batch["pixels"] = pixels[index]
     terms = model({k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
     loss = 0.3 * terms["lesion"].loss + 0.7 * terms["patient"].loss

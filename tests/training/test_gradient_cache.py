@@ -11,7 +11,8 @@ from training.config import read_config
 from training.data import fit_schema, load_rows
 from training.gradient_cache import GradientCache
 from training.model import Batch, Encode, Slimp, encode_at_once
-from training.trainer import RecordBatches, pretrain
+from training.record_batches import RecordBatches
+from training.trainer import pretrain
 
 CHUNK = 5
 
@@ -25,7 +26,7 @@ def model_and_batch(cohort: Cohort) -> tuple[Slimp, Batch]:
     schema = fit_schema(cohort.schema, rows)
     torch.manual_seed(0)
     model = Slimp(config, schema).double().train()
-    batch = RecordBatches(rows, schema, 0.2).batch(torch.arange(22))
+    batch = RecordBatches(rows, schema, config.objective).batch(torch.arange(22))
     batch["pixels"] = torch.randn(22, 3, 16, 16)
     return model, {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
 

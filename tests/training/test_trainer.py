@@ -13,11 +13,11 @@ from bundle.fields import FieldSchema
 from cohort.cohort import Cohort
 from tests.training.squares import SCHEMA, squares, tiny_config, write_cohort
 from training.config import Config
-from training.data import fit_schema, load_rows
+from training.data import load_rows
 from training.losses import Contrast
 from training.model import same_records
 from training.run import TOWERS, load_towers, read_info
-from training.trainer import RecordBatches, Trainer, pretrain
+from training.trainer import Trainer, pretrain
 
 
 class Stopped(Exception):
@@ -205,22 +205,6 @@ def test_bfloat16_trains(cohort: Cohort, tmp_path: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
     numbers = [t for t in weights(tmp_path / "run").values() if t.is_floating_point()]
     assert {t.dtype for t in numbers} == {torch.float32}
-
-
-def test_records_of_a_batch_come_once_a_patient_and_with_columns_hidden(cohort: Cohort) -> None:
-    rows = load_rows(cohort, ["train"], ())
-    schema = fit_schema(cohort.schema, rows)
-    index = torch.cat([torch.from_numpy((rows.patient == p).nonzero()[0][:3]) for p in (2, 0)])
-    batch = RecordBatches(rows, schema, 0.0).batch(index)
-    assert batch["slot"].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
-    assert batch["lesion_group"].tolist() == rows.lesion[index.numpy()].tolist()
-    assert len(batch["patient_values"]) == 2
-    expected = rows.take(index.numpy()[[0, 3]]).encode(schema, "patient").values
-    assert batch["patient_values"].tolist() == expected.tolist()
-    assert torch.equal(batch["lesion_present"], batch["raw_lesion_present"])
-    hidden = RecordBatches(rows, schema, 1.0).batch(index)
-    assert not hidden["lesion_present"].any()
-    assert hidden["raw_lesion_present"].any()
 
 
 def test_records_that_augmentation_makes_alike_are_alike() -> None:
