@@ -49,7 +49,7 @@ async function start() {
   document.getElementById("served").textContent =
     `bundle ${site.model.bundle_id.slice(0, 8)} · ${site.model.catalogue.lesions.toLocaleString("en")} reference lesions`;
   document.getElementById("limits").textContent =
-    site.model.limits.length ? `Limits of this model: ${site.model.limits.join("; ")}.` : "";
+    site.model.limits.length ? `Limits of this model: ${site.model.limits.join(" ")}` : "";
   startLesion(document.getElementById("panel-lesion"), site);
   startPatient(document.getElementById("panel-patient"), site);
   document.body.dataset.ready = "true";

@@ -19,8 +19,10 @@ export const percent = (share) => {
   return `${value < 10 || value > 99 ? value.toFixed(1) : Math.round(value)}\u00a0%`;
 };
 
+export const spaced = (name) => name.replaceAll("_", " ");
+
 export const words = (name) => {
-  const text = name.replaceAll("_", " ");
+  const text = spaced(name);
   return text.charAt(0).toUpperCase() + text.slice(1);
 };
 

@@ -1,7 +1,7 @@
 // The panel for one lesion: /classify and /similar.
 import { get, post } from "./api.js";
 import { metadataTable, problemNotice, qualityNotice, trace, warningsNotice } from "./answer.js";
-import { chip, el, percent, plain, track } from "./dom.js";
+import { chip, el, percent, plain, spaced, track } from "./dom.js";
 import { clearMarks, fieldset, markField, readRecord } from "./form.js";
 import { addImages, dropzone, shot } from "./images.js";
 
@@ -86,12 +86,12 @@ function assessed(answer, site, malignant) {
           ? `where ${percent(site.model.training_prevalence)} of lesions are malignant`
           : `where ${percent(site.model.site_prevalence)} of lesions are malignant (this site)`),
         el("h2", {}, "Cannot be excluded"),
-        el("ul", { class: "chips" }, answer.prediction_set.map((label) => el("li", {}, chip(label, malignant.has(label) ? "malignant" : "")))),
+        el("ul", { class: "chips" }, answer.prediction_set.map((label) => el("li", {}, chip(spaced(label), malignant.has(label) ? "malignant" : "")))),
         el("p", { class: "fine" }, `the set holds the true label in ${percent(coverage)} of lesions like those of the calibration`)),
       el("div", {},
-        el("h2", {}, `Most likely: ${answer.label}`),
+        el("h2", {}, `Most likely: ${spaced(answer.label)}`),
         el("ul", { class: "bars" }, ranked.map(([label, share]) => el("li", { class: malignant.has(label) ? "malignant" : "" },
-          el("span", { class: "word" }, label), track(share), el("span", { class: "number" }, percent(share))))),
+          el("span", { class: "word" }, spaced(label)), track(share), el("span", { class: "number" }, percent(share))))),
         el("p", { class: "key" }, el("span", {}, "benign"), el("span", { class: "malignant" }, "malignant")))));
 }
 
@@ -113,12 +113,12 @@ function neighbours(found, answer, site) {
 
 function showHit(hit, malignant, site) {
   const known = Object.entries(hit.record).filter(([, value]) => value !== null)
-    .map(([name, value]) => `${typeof value === "boolean" ? `${name}: ` : ""}${plain(value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
+    .map(([name, value]) => `${typeof value === "boolean" ? `${spaced(name)}: ` : ""}${plain(value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
   const picture = hit.thumbnail_url
     ? el("img", { src: hit.thumbnail_url, alt: `Lesion ${hit.lesion_id}`, loading: "lazy" })
     : el("div", { class: "none" }, "no picture");
   return el("li", {}, picture,
-    el("div", { class: "line" }, chip(hit.label ?? "no label", malignant.has(hit.label) ? "malignant" : ""), el("span", {}, hit.score.toFixed(3))),
+    el("div", { class: "line" }, chip(spaced(hit.label ?? "no label"), malignant.has(hit.label) ? "malignant" : ""), el("span", {}, hit.score.toFixed(3))),
     el("small", {}, known.join(", ")));
 }
 

@@ -1,7 +1,7 @@
 // The panel for a patient's lesions: /risk.
 import { post } from "./api.js";
 import { problemNotice, reason, trace, warningsNotice } from "./answer.js";
-import { chip, el, percent, track } from "./dom.js";
+import { chip, el, percent, spaced, track } from "./dom.js";
 import { clearMarks, fieldRow, fieldset, markField, readRecord } from "./form.js";
 import { addImages, dropzone, shot } from "./images.js";
 
@@ -124,7 +124,7 @@ function oddness({ score, basis }) {
 function lesionLine(lesion, image, site) {
   const malignant = site.model.malignant_labels.includes(lesion.label);
   const state = lesion.status === "answered"
-    ? chip(lesion.label, malignant ? "malignant" : "")
+    ? chip(spaced(lesion.label), malignant ? "malignant" : "")
     : [chip("not assessable", "bad"), el("small", {}, lesion.quality.reasons.map(reason).join(", "))];
   const duckling = lesion.ugly_duckling;
   const odd = duckling.rank === null
