@@ -24,6 +24,7 @@ from bundle.images import (
     HASH_ROWS,
     ImageInput,
     ImageLimits,
+    check_header,
     content_hash,
     crop_box,
     decode_image,
@@ -424,6 +425,21 @@ def test_the_limits_themselves_are_accepted() -> None:
     for change in ({"max_bytes": len(data) - 1}, {"max_pixels": 34}, {"max_side_px": 6}):
         with pytest.raises(ImageTooLarge, match="expected at most"):
             decode_image(data, exact.model_copy(update=change))
+
+
+def test_a_header_alone_is_refused_for_what_it_says_and_for_nothing_else() -> None:
+    limits = ImageLimits(max_pixels=35, formats=("PNG",))
+    sound = saved(picture())
+    check_header(sound, limits)
+    check_header(sound[:-20], limits)  # broken pixels are the decoder's to find
+    refusals: tuple[tuple[bytes, type[Exception], str], ...] = (
+        (saved(picture(7, 6)), ImageTooLarge, "at most 35 pixels .* got 7x6"),
+        (saved(picture(), "JPEG"), UnsupportedFormat, "in one of PNG"),
+        (sound[:12], InvalidImage, "truncated or broken"),
+    )
+    for data, error, words in refusals:
+        with pytest.raises(error, match=words):
+            check_header(data, limits)
 
 
 def test_a_refusal_by_size_says_what_came() -> None:
