@@ -68,6 +68,8 @@ def main() -> None:
         "refused": refused(stem, cohort, folder / "stem"),
     }
     pretrain(cohort, still, folder / "run")
+    in_chunks = still.model_copy(update={"batch": still.batch.model_copy(update={"chunk": 5})})
+    pretrain(cohort, in_chunks, folder / "chunks")
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

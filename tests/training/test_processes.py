@@ -72,16 +72,17 @@ def test_ids_and_flags_are_gathered_as_they_are(together: Together) -> None:
         assert flags.tolist() == [True, False, True, False, True]
 
 
+@pytest.mark.parametrize("name", ["run", "chunks"])
 def test_a_run_of_two_processes_takes_the_steps_of_one(
-    cohort: Cohort, together: Together, tmp_path: Path
+    cohort: Cohort, together: Together, tmp_path: Path, name: str
 ) -> None:
-    run, alone = together.folder / "run", tmp_path / "alone"
+    run, alone = together.folder / name, tmp_path / "alone"
     pretrain(cohort, STILL, alone)
     assert read_info(run).parameters == read_info(alone).parameters
     steps, expected = read_metrics(run), read_metrics(alone)
     assert len(expected) > 4
-    for name in ("step", "loss", "gradient_norm", "lesion_negatives", "patient_accuracy"):
-        assert [m[name] for m in steps] == pytest.approx([m[name] for m in expected], rel=1e-3)
+    for key in ("step", "loss", "gradient_norm", "lesion_negatives", "patient_accuracy"):
+        assert [m[key] for m in steps] == pytest.approx([m[key] for m in expected], rel=1e-3)
     assert not load_towers(run).training
 
 
