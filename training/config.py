@@ -7,7 +7,7 @@ configuration is saved in the run and its hash in the bundle's manifest.
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,9 @@ from bundle.images import ImageInput
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+ObjectiveName = Literal[
+    "nested", "lesion", "patient", "flat", "simclr", "clip", "siglip", "mae", "supervised"
+]
 
 
 class Section(BaseModel):
@@ -70,8 +73,13 @@ class RecordSettings(Section):
 
 
 class ObjectiveSettings(Section):
-    """The nested contrastive loss (arXiv 2505.23709); values are our choice."""
+    """What pre-training minimises: the nested loss (arXiv 2505.23709); values are our choice."""
 
+    name: ObjectiveName = Field(
+        "nested",
+        description="nested, or a part of it alone: lesion (lambda 1), patient (lambda 0); or a "
+        "baseline: flat (an image with its whole record), simclr, clip, siglip, mae, supervised",
+    )
     lesion_weight: Share = Field(
         0.5, description="lambda: L = lambda L_lesions + (1 - lambda) L_patient"
     )
@@ -84,6 +92,19 @@ class ObjectiveSettings(Section):
     column_corruption: Share = Field(
         0.0, description="chance that a column shows another row's value in training"
     )
+    image_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of image self-supervision (two augmented views) beside the objective",
+    )
+    view_temperature: float = Field(
+        0.1, gt=0, description="temperature between views, fixed; simclr and image_weight"
+    )
+    masked_share: float = Field(0.75, gt=0, lt=1, description="share of the patches that mae hides")
+
+    @property
+    def compares_views(self) -> bool:
+        return self.name == "simclr" or self.image_weight > 0
 
 
 class BatchSettings(Section):
@@ -188,6 +209,18 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_objective(self) -> Self:
+        name, stem = self.objective.name, self.image.stem
+        if name == "mae" and (self.batch.chunk is not None or stem == "convolutional"):
+            raise ValueError(
+                "objective.name mae needs whole patches and has no negatives to gather: leave "
+                "batch.chunk out and set image.stem to linear"
+            )
+        if self.objective.image_weight and name in ("simclr", "mae"):
+            raise ValueError(f"objective.image_weight adds nothing to {name}: set it to 0")
+        return self
+
     def sha256(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
@@ -195,17 +228,38 @@ class Config(Section):
 def read_config(path: Path) -> Config:
     """Return the configuration of a TOML file.
 
+    Its `extends`, if there is one, names a file beside it that says what this one does not.
+
     Raises:
         InvalidSettings: no such file, not TOML, an unknown key or a value out of bounds.
     """
+    try:
+        return Config.model_validate(_read_toml(path))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InvalidSettings(f"{path}: {'; '.join(lines)}") from None
+
+
+def _read_toml(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in extending:
+        raise InvalidSettings(f"{path}: extends itself")
     try:
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise InvalidSettings(f"{path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidSettings(f"{path}: not TOML: {error}") from None
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InvalidSettings(f"{path}: {'; '.join(lines)}") from None
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise InvalidSettings(f"{path}: extends: expected a file name, got {base!r}")
+    return _merged(_read_toml(path.parent / base, (*extending, path.resolve())), content)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {**base, **over}
+    for name in base.keys() & over.keys():
+        if isinstance(base[name], dict) and isinstance(over[name], dict):
+            both[name] = _merged(base[name], over[name])
+    return both

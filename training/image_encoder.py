@@ -40,7 +40,7 @@ class ImageEncoder(nn.Module):
 
     centre: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, width: int, settings: ImageSettings) -> None:
+    def __init__(self, backbone: PreTrainedModel, width: int, settings: ImageSettings) -> None:
         super().__init__()
         self.backbone = backbone
         self.width = width
@@ -49,6 +49,26 @@ class ImageEncoder(nn.Module):
         self.readout = settings.readout
         self.set_trainable(True)
         self.register_buffer("centre", torch.zeros(width))
+
+    @property
+    def patch_px(self) -> int:
+        side: int = self.backbone.config.patch_size
+        return side
+
+    def embed_patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (N, 1 + P, D) tokens before the first block: class token, patches row by row."""
+        tokens: torch.Tensor = self.backbone.embeddings(pixels)
+        return tokens
+
+    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (N, T, D) tokens after the last kept block, of some tokens before the first."""
+        if self.backbone.config.model_type == "dinov2":
+            tokens = self.backbone.encoder(tokens).last_hidden_state
+        else:
+            for block in self.backbone.layers:
+                tokens = block(tokens)
+        encoded: torch.Tensor = self.backbone.layernorm(tokens)
+        return encoded
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (N, D) features of (N, 3, H, W) prepared images."""

@@ -4,9 +4,9 @@ import torch
 
 from bundle.fields import FieldSchema
 from bundle.records import EncodedRecords
+from training.batch import Batch
 from training.config import ObjectiveSettings
 from training.data import Rows
-from training.model import Batch
 
 
 class RecordBatches:
@@ -15,6 +15,7 @@ class RecordBatches:
     def __init__(self, rows: Rows, schema: FieldSchema, settings: ObjectiveSettings) -> None:
         self.lesion = rows.lesion
         self.patient = rows.patient
+        self.label = rows.label if settings.name == "supervised" else None
         self.encoded = {
             level: rows.encode(schema, level) for level in ("lesion", "patient") if schema.at(level)
         }
@@ -29,6 +30,8 @@ class RecordBatches:
         chosen = index.numpy()
         slot, first = _slots(torch.from_numpy(self.patient[chosen]))
         batch: Batch = {"lesion_group": torch.from_numpy(self.lesion[chosen]), "slot": slot}
+        if self.label is not None:
+            batch["label"] = torch.from_numpy(self.label[chosen])
         for level, encoded in self.encoded.items():
             # A patient's record is the same in all its rows: the first stands for it.
             part = encoded.rows(chosen if level == "lesion" else chosen[first.numpy()])

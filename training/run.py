@@ -149,7 +149,8 @@ def _read(run: Path, name: str, model: type[M]) -> M:
 def load_towers(run: Path) -> Slimp:
     """Return a finished run's towers in evaluation mode."""
     info = read_info(run)
-    model = Slimp(read_run_config(run), info.record_schema, pretrained=False)
+    config = read_run_config(run)
+    model = Slimp(config, info.record_schema, labels=len(info.labels), pretrained=False)
     model.load_state_dict(load_file(run / TOWERS))
     return model.eval()
 

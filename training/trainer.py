@@ -19,11 +19,15 @@ from bundle.fields import FieldSchema
 from bundle.images import ImageInput
 from cohort.cohort import Cohort
 from training.augment import Augment
+from training.batch import encode_at_once
 from training.config import Config
 from training.data import Rows, Squares, fit_schema, image_loader, load_rows
 from training.gradient_cache import GradientCache
-from training.losses import Contrast
-from training.model import Slimp, encode_at_once
+from training.model import Slimp
+from training.objectives.nested import Nested
+from training.objectives.objective import Term
+from training.objectives.supervised import Supervised
+from training.objectives.whole_record import WholeRecord
 from training.precision import is_bf16
 from training.processes import average_gradients, this_process
 from training.progress import StepReport, silent
@@ -81,7 +85,10 @@ def pretrain(
     if not len(rows):
         raise TrainingError("the cohort's train split is empty: prepare it again")
     schema = schema or fit_schema(cohort.schema, rows)
-    trainer = Trainer(cohort, rows, start or Slimp(config, schema), schema, config, out)
+    towers = start or Slimp(config, schema, labels=len(cohort.info.labels))
+    if isinstance(towers.objective, Supervised):
+        towers.objective.balance(torch.from_numpy(rows.label))
+    trainer = Trainer(cohort, rows, towers, schema, config, out)
     if resume:
         trainer.load_state()
     trainer.run(report)
@@ -119,6 +126,37 @@ def _open_run(out: Path, config: Config, resume: bool) -> None:
     write_json(stored, config.model_dump(mode="json"))
 
 
+def choose_objective(
+    cohort: Cohort, rows: Rows, schema: FieldSchema, model: Slimp
+) -> tuple[str, dict[str, float]]:
+    """Return the run's objective by name, and its terms' weights on this cohort.
+
+    Without patient ids the outer loss is off, and a nested run is named `lesion`.
+
+    Raises:
+        TrainingError: the cohort has nothing that the objective trains on.
+    """
+    objective = model.objective
+    name: str = model.objective_name
+    weights = model.weights
+    has_patients = cohort.has_patients and bool(schema.at("patient"))
+    if isinstance(objective, Nested) and not has_patients:
+        if not (weights["lesion"] and schema.at("lesion")):
+            raise TrainingError(
+                "nothing to train on: the cohort has no patients with ids and fields for the outer "
+                "loss, and the inner loss has no weight or no lesion-level field"
+            )
+        name, weights = "lesion", {**weights, "lesion": 1.0, "patient": 0.0}
+    if isinstance(objective, Nested) and name == "lesion" and not schema.at("lesion"):
+        raise TrainingError("nothing to train lesion on: expected a lesion-level field")
+    if isinstance(objective, WholeRecord) and not schema.fields:
+        raise TrainingError(f"nothing to train {name} on: expected a field")
+    if isinstance(objective, Supervised) and not (rows.label >= 0).any():
+        raise TrainingError("nothing to train supervised on: expected labels")
+    beside = "" if model.views is None else f" + {weights['image']:g} image"
+    return name + beside, weights
+
+
 class Trainer:
     """One pre-training run: model, optimiser, batches and where it stands."""
 
@@ -144,13 +182,7 @@ class Trainer:
                 f"process's images alone, got {self.accelerator.num_processes}: set image.stem to "
                 "linear or start one"
             )
-        self.nested = cohort.has_patients and bool(schema.at("patient"))
-        if not (self.nested or schema.at("lesion")):
-            raise TrainingError(
-                "nothing to train on: the cohort has no lesion-level field, and no patients with "
-                "ids and fields"
-            )
-        self.lesion_weight = config.objective.lesion_weight if self.nested else 1.0
+        self.objective, self.weights = choose_objective(cohort, rows, schema, model)
         optimiser = build_optimiser(model, config.optimiser)
         self.batches = PatientBatches(
             rows.patient,
@@ -174,10 +206,6 @@ class Trainer:
         squares = Squares(cohort, rows, square, keep_mib=config.batch.kept_mib)
         self.loader = image_loader(squares, batches=self.batches, workers=config.batch.workers)
         self.progress = Progress()
-
-    @property
-    def objective(self) -> str:
-        return "nested" if self.nested else "lesion"
 
     def _count_steps(self) -> int:
         total = 0
@@ -221,7 +249,10 @@ class Trainer:
     def _step(self, images: dict[str, torch.Tensor]) -> dict[str, float]:
         device = self.accelerator.device
         batch = {k: v.to(device) for k, v in self.records.batch(images["index"]).items()}
-        batch["pixels"] = self.augment(images["pixels"].to(device))
+        pixels = images["pixels"].to(device)
+        batch["pixels"] = self.augment(pixels)
+        if self.config.objective.compares_views:
+            batch["second_pixels"] = self.augment(pixels)
         chunk = self.config.batch.chunk
         cache = None if chunk is None else GradientCache(chunk, self.accelerator.autocast)
         with self.accelerator.autocast():
@@ -241,20 +272,16 @@ class Trainer:
             raise TrainingError(f"the loss is {loss.item()} at step {self.progress.step + 1}")
         return self._metrics(loss, terms, float(norm))
 
-    def _total_loss(self, terms: dict[str, Contrast]) -> torch.Tensor:
-        weights = {"lesion": self.lesion_weight, "patient": 1 - self.lesion_weight}
-        parts = [weights[name] * term.loss for name, term in terms.items()]
+    def _total_loss(self, terms: dict[str, Term]) -> torch.Tensor:
+        parts = [self.weights[name] * term.loss for name, term in terms.items()]
         return torch.stack(parts).sum()
 
-    def _metrics(
-        self, loss: torch.Tensor, terms: dict[str, Contrast], norm: float
-    ) -> dict[str, float]:
+    def _metrics(self, loss: torch.Tensor, terms: dict[str, Term], norm: float) -> dict[str, float]:
         metrics = {"loss": loss.item(), "gradient_norm": norm}
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         for name, term in terms.items():
             metrics[f"{name}_loss"] = term.loss.item()
-            metrics[f"{name}_accuracy"] = term.accuracy
-            metrics[f"{name}_negatives"] = term.negatives
+            metrics |= {f"{name}_{figure}": value for figure, value in term.figures.items()}
         return metrics
 
     def save_state(self) -> None:

@@ -55,3 +55,28 @@ def test_a_file_that_is_absent_or_no_toml_is_refused(tmp_path: Path) -> None:
 def test_the_hash_names_the_settings(change: dict[str, Any]) -> None:
     assert Config().sha256() == Config(seed=0).sha256()
     assert Config.model_validate(change).sha256() != Config().sha256()
+
+
+def test_a_file_may_extend_another_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("seed = 3\n[image]\nsize_px = 64\nresize_px = 72\n")
+    (tmp_path / "c.toml").write_text('extends = "base.toml"\n[image]\nresize_px = 80\n')
+    config = read_config(tmp_path / "c.toml")
+    assert config.seed == 3
+    assert config.image.input == ImageInput(size_px=64, resize_px=80)
+
+
+def test_a_file_that_extends_itself_or_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "b.toml"')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"')
+    with pytest.raises(InvalidSettings, match="extends itself"):
+        read_config(tmp_path / "a.toml")
+    (tmp_path / "c.toml").write_text("extends = 3")
+    with pytest.raises(InvalidSettings, match="expected a file name, got 3"):
+        read_config(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("file", sorted(DEMO.parent.rglob("*.toml")), ids=lambda f: f.stem)
+def test_every_experiment_that_we_ship_is_accepted(file: Path) -> None:
+    config = read_config(file)
+    if file.parent.name == "experiments" and file.stem != "synthetic":
+        assert config.objective.name == file.stem

@@ -12,10 +12,10 @@ from bundle.errors import TrainingError
 from bundle.fields import FieldSchema
 from cohort.cohort import Cohort
 from tests.training.squares import SCHEMA, squares, tiny_config, write_cohort
+from training.batch import same_records
 from training.config import Config
 from training.data import load_rows
-from training.losses import Contrast
-from training.model import same_records
+from training.objectives.objective import Term
 from training.run import TOWERS, load_towers, read_info
 from training.trainer import Trainer, pretrain
 
@@ -187,7 +187,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
 ) -> None:
     real = Trainer._total_loss
 
-    def lost(self: Trainer, terms: dict[str, Contrast]) -> torch.Tensor:
+    def lost(self: Trainer, terms: dict[str, Term]) -> torch.Tensor:
         return real(self, terms) * torch.nan
 
     monkeypatch.setattr(Trainer, "_total_loss", lost)
