@@ -1,0 +1,314 @@
+"""The matrix of pre-training objectives on the synthetic cohort: a queue that can be interrupted.
+
+    python -m benchmarks.experiments run FOLDER [--seeds 5] [--only nested lesion ...]
+    python -m benchmarks.experiments report FOLDER
+
+`run` makes the cohort once and then, seed by seed, one folder a cell: the pre-trained run and its
+`answers.npz`, the answers of probes on the frozen features to the held-out patients. A cell that is
+there is left alone; one that was cut off goes on from its last checkpoint. `report` prints the
+tables from the answers: mean over the seeds, intervals by resampling patients, differences paired.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from bundle.images import standardise
+from cohort.cohort import Cohort
+from cohort.store import prepare
+from cohort.synthetic import synthetic_source
+from training.config import Config, read_config
+from training.data import Rows, Squares, fit_schema, in_order, load_rows
+from training.metrics import hit_in_top
+from training.model import Slimp
+from training.resampling import (
+    Draws,
+    Resampling,
+    auroc_of,
+    balanced_accuracy_of,
+    estimate,
+    mean_of,
+    mean_of_known,
+)
+from training.run import load_towers
+from training.trainer import pretrain
+
+FloatArray = npt.NDArray[np.float32]
+CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
+# Frozen before the first run: 405 patients train, 405 are held out.
+PATIENTS, SEED = 900, 7
+FRACTIONS = {"train": 0.45, "val": 0.05, "cal": 0.05, "test": 0.45}
+ANSWERS = "answers.npz"
+TOP, LEAST_LESIONS = 3, 15
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the tables: an objective's file, and what differs from it."""
+
+    name: str
+    file: str
+    objective: tuple[tuple[str, object], ...] = ()
+    trained: bool = True
+
+    def config(self, seed: int) -> Config:
+        config = read_config(CONFIGS / f"{self.file}.toml")
+        objective = config.objective.model_copy(update=dict(self.objective))
+        return config.model_copy(update={"seed": seed, "objective": objective})
+
+
+VARIANTS = (
+    Variant("untrained", "nested", trained=False),
+    *(
+        Variant(name, name)
+        for name in (
+            "nested",
+            "lesion",
+            "patient",
+            "flat",
+            "simclr",
+            "clip",
+            "siglip",
+            "mae",
+            "supervised",
+        )
+    ),
+    Variant("nested, max", "nested", (("pooling", "max"),)),
+    Variant("nested, attention", "nested", (("pooling", "attention"),)),
+    Variant("nested + views", "nested", (("image_weight", 0.5),)),
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of N images.
+
+    Attributes:
+        image: (N, D) float32.
+        record: (N, 2 D) float32, lesion and patient record; zeros where a tower is absent.
+    """
+
+    image: FloatArray
+    record: FloatArray
+
+
+@torch.inference_mode()
+def frozen_features(towers: Slimp, cohort: Cohort, rows: Rows, config: Config) -> Features:
+    """Return the towers' features of the rows, by the preprocessing of serving."""
+    towers.eval()
+    squares = Squares(cohort, rows, config.image.input)
+    schema = fit_schema(cohort.schema, load_rows(cohort, ["train"], ()))
+    encoded = {level: rows.encode(schema, level) for level in ("lesion", "patient")}
+    images, records = [], []
+    for part in in_order(len(rows), 128):
+        pixels = torch.from_numpy(standardise(squares.read(part), squares.spec))
+        images.append(towers.image(pixels).numpy())
+        both = []
+        for level, known in encoded.items():
+            tower, own = towers.records(level), known.rows(np.array(part))
+            values, present = torch.from_numpy(own.values), torch.from_numpy(own.present)
+            empty = torch.zeros(len(part), towers.embedding_dim)
+            both.append(empty if tower is None else tower(values, present))
+        records.append(torch.cat(both, dim=1).numpy())
+    return Features(np.concatenate(images), np.concatenate(records))
+
+
+def in_company(features: FloatArray, patient: npt.NDArray[np.int64]) -> FloatArray:
+    """Return (N, 2 D + 1) features, their gap to the patient's other lesions and its size."""
+    gaps = np.zeros_like(features)
+    for number in np.unique(patient):
+        own = patient == number
+        others = max(1, own.sum() - 1)
+        gaps[own] = (features[own] - features[own].mean(0)) * own.sum() / others
+    size = np.linalg.norm(gaps, axis=1, keepdims=True)
+    return np.concatenate([features, gaps, size], axis=1)
+
+
+def probed(features: FloatArray, target: npt.NDArray[np.int64], train: npt.NDArray[np.bool_]):
+    """Return (M, C) probabilities of the held-out rows by balanced logistic regression."""
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
+    )
+    probe.fit(features[train], target[train])
+    return probe.predict_proba(features[~train]).astype(np.float32)
+
+
+def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the probes' answers to the held-out images, and what is true of them."""
+    train = rows.split == "train"
+    both = np.concatenate([features.image, features.record], axis=1)
+    seen = {"image": features.image, "record": features.record, "both": both}
+    answers: dict[str, npt.NDArray[np.generic]] = {
+        f"label, {name}": probed(values, rows.label, train) for name, values in seen.items()
+    }
+    for name in ("image", "both"):
+        company = in_company(seen[name], rows.patient)
+        answers[f"malignant, {name}"] = probed(seen[name], rows.malignant, train)[:, 1]
+        answers[f"malignant in company, {name}"] = probed(company, rows.malignant, train)[:, 1]
+    held_out = rows.take(~train)
+    return {
+        **answers,
+        "true label": held_out.label,
+        "malignant": held_out.malignant == 1,
+        "patient": held_out.patient,
+    }
+
+
+def make_cohort(folder: Path) -> Cohort:
+    """Return the experiments' cohort, made on the first call."""
+    path = folder / "cohort"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(synthetic_source(patients=PATIENTS, seed=SEED), path, fractions=FRACTIONS)
+    return Cohort.open(path)
+
+
+def run_cell(variant: Variant, seed: int, cohort: Cohort, out: Path) -> None:
+    """Pre-train one cell and leave its answers; nothing is done where they are."""
+    if (out / ANSWERS).exists():
+        return
+    config = variant.config(seed)
+    rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
+    if variant.trained:
+        if not (out / "run.json").exists():
+            pretrain(
+                cohort, config, out, resume=(out / "state" / "progress.json").exists(), report=say
+            )
+        towers = load_towers(out)
+    else:
+        torch.manual_seed(seed)
+        out.mkdir(parents=True, exist_ok=True)
+        towers = Slimp(config, fit_schema(cohort.schema, rows.take(rows.split == "train")))
+    partial = out / "answers.partial.npz"
+    np.savez(partial, **answers_of(frozen_features(towers, cohort, rows, config), rows))
+    partial.replace(out / ANSWERS)
+
+
+def say(step: int, total: int, metrics: dict[str, float]) -> None:
+    if step % 20 == 0 or step == total:
+        print(f"  {step} of {total}  loss {metrics['loss']:.3f}", flush=True)
+
+
+FIGURES = {
+    "image": "balanced accuracy, image",
+    "record": "balanced accuracy, record",
+    "both": "balanced accuracy, image + record",
+}
+RANKS = {
+    "malignant, image": "image",
+    "malignant in company, image": "image, in company",
+    "malignant, both": "image + record",
+    "malignant in company, both": "image + record, in company",
+}
+
+
+def figures_of(path: Path) -> dict[str, Draws]:
+    """Return the (1 + samples,) draws of every figure of one cell."""
+    with np.load(path) as file:
+        answers = {name: file[name] for name in file.files}
+    patient = answers["patient"]
+    resampling = Resampling([str(p) for p in patient])
+    label = answers["true label"]
+    draws: dict[str, Draws] = {}
+    for name in FIGURES:
+        probabilities = answers[f"label, {name}"]
+        decided = probabilities.argmax(1)
+        draws[f"balanced {name}"] = resampling.draws(balanced_accuracy_of(label, decided))
+        aurocs = [
+            resampling.draws(auroc_of(label == k, probabilities[:, k])) for k in np.unique(label)
+        ]
+        draws[f"auroc {name}"] = mean_of_known(aurocs)
+    for name in RANKS:
+        score = answers[name]
+        draws[f"auroc {name}"] = resampling.draws(auroc_of(answers["malignant"], score))
+        hits = hit_in_top(score, answers["malignant"], patient, top=TOP, least=LEAST_LESIONS)
+        judged = Resampling([str(p) for p in hits])
+        draws[f"top {name}"] = judged.draws(mean_of(np.array(list(hits.values()))))
+    return draws
+
+
+def report(folder: Path) -> None:
+    """Print the tables of the cells that are there."""
+    cells = {
+        variant.name: [figures_of(p) for p in sorted(folder.glob(f"{variant.name}/*/{ANSWERS}"))]
+        for variant in VARIANTS
+    }
+    cells = {name: seeds for name, seeds in cells.items() if seeds}
+    mean = {
+        name: {figure: np.mean([s[figure] for s in seeds], axis=0) for figure in seeds[0]}
+        for name, seeds in cells.items()
+    }
+    tables = (
+        ("Balanced accuracy over the labels", [f"balanced {n}" for n in FIGURES]),
+        ("Macro AUROC over the labels", [f"auroc {n}" for n in FIGURES]),
+        (f"Malignant lesion in the patient's top {TOP}", [f"top {n}" for n in RANKS]),
+        ("Malignant AUROC", [f"auroc {n}" for n in RANKS]),
+    )
+    for title, names in tables:
+        heads = [{**FIGURES, **RANKS}[n.split(" ", 1)[1]] for n in names]
+        print(f"\n### {title}\n\n| | seeds | " + " | ".join(heads) + " |")
+        print("| --- | --- | " + " | ".join("---" for _ in heads) + " |")
+        for variant, figures in mean.items():
+            cellsof = [show(figures[n]) for n in names]
+            print(f"| {variant} | {len(cells[variant])} | " + " | ".join(cellsof) + " |")
+        _differences(mean, cells, names, heads)
+
+
+def _differences(
+    mean: dict[str, dict[str, Draws]],
+    cells: dict[str, list[dict[str, Draws]]],
+    names: list[str],
+    heads: list[str],
+) -> None:
+    if "nested" not in mean:
+        return
+    print("\n| nested minus | " + " | ".join(heads) + " |")
+    print("| --- | " + " | ".join("---" for _ in heads) + " |")
+    for variant in mean:
+        if variant == "nested":
+            continue
+        shared = min(len(cells["nested"]), len(cells[variant]))
+        gaps = [
+            np.mean([cells["nested"][i][n] - cells[variant][i][n] for i in range(shared)], axis=0)
+            for n in names
+        ]
+        print(f"| {variant} | " + " | ".join(show(gap) for gap in gaps) + " |")
+
+
+def show(draws: Draws) -> str:
+    figure = estimate(draws)
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("task", choices=["run", "report"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=[v.name for v in VARIANTS])
+    options = parser.parse_args()
+    if unknown := set(options.only) - {v.name for v in VARIANTS}:
+        parser.error(f"expected {', '.join(v.name for v in VARIANTS)}, got {unknown.pop()}")
+    if options.task == "report":
+        report(options.folder)
+        sys.exit(0)
+    cohort = make_cohort(options.folder)
+    for seed in range(options.seeds):
+        for variant in VARIANTS:
+            if variant.name in options.only:
+                print(f"{variant.name}, seed {seed}", flush=True)
+                run_cell(variant, seed, cohort, options.folder / variant.name / str(seed))
+
+
+if __name__ == "__main__":
+    main()
