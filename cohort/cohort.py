@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,9 +36,12 @@ class Cohort:
     once a thread.
     """
 
-    def __init__(self, path: Path, info: CohortInfo) -> None:
+    def __init__(
+        self, path: Path, info: CohortInfo, splits: Mapping[str, Split] | None = None
+    ) -> None:
         self.path = path
         self.info = info
+        self._splits = splits
         self.schema = FieldSchema(fields=info.fields)
         self._table: Any = None
         self._local = threading.local()
@@ -61,10 +64,10 @@ class Cohort:
                 )
         return cls(path, info)
 
-    def __getstate__(self) -> tuple[Path, CohortInfo]:
-        return self.path, self.info
+    def __getstate__(self) -> tuple[Path, CohortInfo, Mapping[str, Split] | None]:
+        return self.path, self.info, self._splits
 
-    def __setstate__(self, state: tuple[Path, CohortInfo]) -> None:
+    def __setstate__(self, state: tuple[Path, CohortInfo, Mapping[str, Split] | None]) -> None:
         self.__init__(*state)  # type: ignore[misc]  # state is exactly the constructor's arguments
 
     def __len__(self) -> int:
@@ -93,6 +96,22 @@ class Cohort:
         if split is None:
             return self._table
         return self._table.filter(pc.equal(self._table["split"], split))
+
+    def with_splits(self, splits: Mapping[str, Split]) -> "Cohort":
+        """Return the same images under other splits, as cross-validation needs them.
+
+        Args:
+            splits: the split of every group, by patient id, else lesion id.
+
+        Raises:
+            CohortError: a group has no split, or one that does not exist.
+        """
+        groups = self.group_ids()
+        if unknown := set(splits.values()) - set(SPLITS):
+            raise CohortError(f"expected splits among {', '.join(SPLITS)}, got {unknown.pop()!r}")
+        if lacking := set(groups) - splits.keys():
+            raise CohortError(f"expected a split for every group, {len(lacking)} have none")
+        return Cohort(self.path, self.info, dict(splits))
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Return the records of these rows, in this order; a missing field is absent."""
@@ -158,6 +177,12 @@ class Cohort:
                 )
             parts.append(part)
         table = pa.concat_tables(parts).combine_chunks()
+        if self._splits is not None:
+            groups = pc.coalesce(table["patient_id"], table["lesion_id"]).to_pylist()
+            column = pa.array([self._splits[group] for group in groups], pa.string())
+            place = table.schema.get_field_index("split")
+            field = table.schema.field("split")
+            table = table.set_column(place, field, column.cast(field.type))
         return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int64()))
 
     def _opened(self) -> Any:

@@ -150,6 +150,22 @@ def test_a_spawned_worker_reads_images(prepared: Any) -> None:
         assert pool.apply(Cohort.open(path).images, ([1, 2],)) == [rows[1].image, rows[2].image]
 
 
+def test_other_splits_change_the_split_alone_and_travel_with_the_cohort(prepared: Any) -> None:
+    cohort = Cohort.open(prepared[0])
+    groups = sorted(set(cohort.group_ids()))
+    splits = {group: SPLITS[i % 4] for i, group in enumerate(groups)}
+    other = cohort.with_splits(splits)
+    for same in (other, pickle.loads(pickle.dumps(other))):
+        table = same.table()
+        assert table["split"].to_pylist() == [splits[group] for group in cohort.group_ids()]
+        assert table.drop(["split"]).equals(cohort.table().drop(["split"]))
+        assert table.schema.equals(cohort.table().schema)
+    with pytest.raises(CohortError, match="1 have none"):
+        cohort.with_splits({group: splits[group] for group in groups[1:]})
+    with pytest.raises(CohortError, match="got 'dev'"):
+        cohort.with_splits({**splits, groups[0]: "dev"})  # type: ignore[dict-item]  # on purpose
+
+
 def test_group_hashes_are_keyed() -> None:
     ids = ["a", "b", "a"]
     first = group_hashes(ids, "salt")
