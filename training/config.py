@@ -45,6 +45,11 @@ class ImageSettings(Section):
     blocks: Count = Field(12, description="transformer blocks, from scratch only")
     heads: Count = Field(6, description="attention heads, from scratch only")
     drop_path: Share = Field(0.0, description="stochastic depth rate")
+    checkpoint_gradients: bool = Field(
+        False,
+        description="compute a block's activations again in the backward pass: less memory, more "
+        "time, the same gradient",
+    )
     frozen_blocks: int = Field(
         0,
         ge=0,
@@ -117,6 +122,11 @@ class BatchSettings(Section):
         description="rows that a tower encodes at a time: a batch of any size fits the memory of "
         "one chunk, for one more forward pass; none encodes the batch at once",
     )
+    malignant_patients: Share | None = Field(
+        None,
+        description="share of a batch's patients that have a malignant lesion; none draws all "
+        "patients alike. It reads labels: what is trained with it is not label-free",
+    )
     workers: int = Field(0, ge=0, le=64, description="processes that decode images")
     keep_mib: int = Field(
         2048,
@@ -135,6 +145,14 @@ class OptimiserSettings(Section):
     """AdamW with linear warm-up and cosine decay to zero."""
 
     epochs: Count = 10
+    patience: Count | None = Field(
+        None,
+        description="epochs without a lower loss on the val split after which a run ends; none "
+        "trains to the end",
+    )
+    keep_best: bool = Field(
+        False, description="keep the weights of the epoch with the lowest loss on the val split"
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak, for new layers")
     image_rate_scale: float = Field(
         1.0,
@@ -184,6 +202,9 @@ class Config(Section):
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32", description="autocast type; auto takes bf16 where the device computes in it"
     )
+    compile: bool = Field(
+        False, description="compile the towers with torch.compile (needs a C++ compiler)"
+    )
     checkpoint_steps: Count = Field(200, description="steps between checkpoints")
     log_steps: Count = Field(10, description="steps between log lines")
     image: ImageSettings = ImageSettings()
@@ -206,6 +227,14 @@ class Config(Section):
             raise ValueError(
                 "batch.chunk cannot be used with a convolutional stem, whose batch norm would see "
                 "a chunk in the place of the batch: set image.stem to linear"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_positives(self) -> Self:
+        if self.batch.malignant_patients == 1:
+            raise ValueError(
+                "batch.malignant_patients must be below 1: an epoch shows every other patient once"
             )
         return self
 

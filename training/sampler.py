@@ -6,13 +6,15 @@ no false negatives by sampling.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from training.data import Indices
+
+Pieces = deque[tuple[int, Indices]]
 
 
 class PatientBatches(Sampler[Indices]):
@@ -29,6 +31,8 @@ class PatientBatches(Sampler[Indices]):
         lesions: int,
         seed: int,
         share: tuple[int, int] = (0, 1),
+        positive: npt.NDArray[np.bool_] | None = None,
+        positive_share: float | None = None,
     ) -> None:
         """Prepare the sampler.
 
@@ -39,11 +43,21 @@ class PatientBatches(Sampler[Indices]):
             seed: of the order.
             share: which part of every batch to give, and of how many: each process takes its own.
                 A batch of fewer patients than parts is left out.
+            positive: (N,) bool, rows of patients to favour; all rows of a patient alike.
+            positive_share: share of a batch's patients that are to be of those; they come again
+                in an epoch, or not all of them do, as often as the others fill batches. None
+                shows every image once.
         """
         order = np.argsort(patient, kind="stable")
         starts = np.flatnonzero(np.diff(patient[order])) + 1
         self.rows_of_patient = np.split(order, starts)
         self.patients, self.lesions, self.seed = patients, lesions, seed
+        self.positive_share = positive_share
+        self.is_positive = (
+            np.zeros(len(self.rows_of_patient), np.bool_)
+            if positive is None
+            else np.array([positive[rows[0]] for rows in self.rows_of_patient], np.bool_)
+        )
         self.part, self.parts = share
         self.epoch, self.skip = 0, 0
         self._length: dict[int, int] = {}
@@ -62,25 +76,48 @@ class PatientBatches(Sampler[Indices]):
 
     def _batches(self, epoch: int) -> list[Indices]:
         rng = np.random.default_rng([self.seed, epoch])
+        everyone = np.arange(len(self.rows_of_patient))
+        if self.positive_share is None:
+            waiting = self._pieces(everyone, rng)
+            return self._shared(lambda: self._next_batch(waiting, self.patients), waiting)
+        wanted = round(self.positive_share * self.patients)
+        others = self._pieces(everyone[~self.is_positive], rng)
+        favoured = everyone[self.is_positive]
+        positives = self._pieces(favoured, rng)
+
+        def mixed() -> list[Indices]:
+            if len(positives) < wanted and len(favoured):
+                positives.extend(self._pieces(favoured, rng))
+            chosen = self._next_batch(positives, wanted)
+            return chosen + self._next_batch(others, self.patients - wanted)
+
+        return self._shared(mixed, others)
+
+    def _pieces(self, patients: npt.NDArray[np.int64], rng: np.random.Generator) -> Pieces:
+        """Return these patients' images in random pieces, in random order."""
         pieces: list[tuple[int, Indices]] = []
-        for patient, rows in enumerate(self.rows_of_patient):
+        for patient in patients:
+            rows = self.rows_of_patient[patient]
             shuffled = rng.permutation(rows)
             for start in range(0, len(rows), self.lesions):
-                pieces.append((patient, shuffled[start : start + self.lesions].tolist()))
-        waiting = deque(pieces[i] for i in rng.permutation(len(pieces)))
+                pieces.append((int(patient), shuffled[start : start + self.lesions].tolist()))
+        return deque(pieces[i] for i in rng.permutation(len(pieces)))
+
+    def _shared(self, next_batch: Callable[[], list[Indices]], waiting: Pieces) -> list[Indices]:
+        """Return this process's part of every batch, until nothing waits."""
         batches = []
         while waiting:
-            batch = self._next_batch(waiting)
+            batch = next_batch()
             if len(batch) >= self.parts:
                 own = batch[self.part :: self.parts]
                 batches.append([row for rows in own for row in rows])
         return batches
 
-    def _next_batch(self, waiting: "deque[tuple[int, Indices]]") -> list[Indices]:
+    def _next_batch(self, waiting: Pieces, patients: int) -> list[Indices]:
         """Take pieces of distinct patients; pieces of a patient already here wait in front."""
         chosen: dict[int, Indices] = {}
         postponed: list[tuple[int, Indices]] = []
-        while waiting and len(chosen) < self.patients:
+        while waiting and len(chosen) < patients:
             patient, rows = waiting.popleft()
             if patient in chosen:
                 postponed.append((patient, rows))

@@ -1,6 +1,8 @@
 """Pre-training: batches in, encoders out, resumable at any checkpoint."""
 
 import json
+import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -8,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,12 +34,17 @@ from training.objectives.objective import Term
 from training.objectives.supervised import Supervised
 from training.objectives.whole_record import WholeRecord
 from training.precision import is_bf16
+from training.prefetch import one_ahead
 from training.processes import average_gradients, this_process
 from training.progress import StepReport, silent
 from training.record_batches import RecordBatches
 from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
 from training.sampler import PatientBatches
 from training.schedule import build_optimiser, warmup_cosine
+from training.validation import Validation
+
+# The weights of the best epoch so far, while a run goes on.
+BEST = "best.safetensors"
 
 
 @dataclass
@@ -45,6 +55,8 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
+    best_loss: float | None = None
+    epochs_since_best: int = 0
 
 
 def pretrain(
@@ -108,6 +120,7 @@ def pretrain(
     )
     if process.is_main_process:
         write_run(out, trainer.model, info)
+        (out / BEST).unlink(missing_ok=True)
     process.wait_for_everyone()
     return info
 
@@ -183,16 +196,28 @@ class Trainer:
                 "linear or start one"
             )
         self.objective, self.weights = choose_objective(cohort, rows, schema, model)
+        if config.batch.malignant_patients is not None:
+            self.objective += ", malignant patients favoured"
         optimiser = build_optimiser(model, config.optimiser)
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
         self.batches = PatientBatches(
             rows.patient,
             patients=config.batch.patients,
             lesions=config.batch.lesions,
             seed=config.seed,
-            share=(self.accelerator.process_index, self.accelerator.num_processes),
+            share=share,
+            positive=has_malignant(rows),
+            positive_share=config.batch.malignant_patients,
         )
+        settings = config.optimiser
+        validates = settings.keep_best or settings.patience is not None
+        self.validation = Validation(cohort, schema, config, share) if validates else None
         self.total = self._count_steps()
         scheduler = LambdaLR(optimiser, warmup_cosine(self.total, config.optimiser.warmup))
+        if config.image.checkpoint_gradients:
+            model.image.backbone.activation_checkpointing_enable()
+        if config.compile:
+            compile_towers(model)
         # In no wrapper of its own: gradients are averaged below, once a batch, chunked or not.
         self.model: Slimp = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.optimiser, self.scheduler = self.accelerator.prepare(optimiser, scheduler)
@@ -222,16 +247,19 @@ class Trainer:
                 step = self.progress.step
                 if log is not None:
                     report(step, self.total, metrics)
-                    if step % self.config.log_steps == 0 or step == self.total:
+                    due = step % self.config.log_steps == 0 or step == self.total
+                    if due or "val_loss" in metrics:
                         log.write(step, metrics)
                 if step % self.config.checkpoint_steps == 0:
                     self.save_state()
+        if self.config.optimiser.keep_best:
+            self.model.load_state_dict(load_file(self.out / BEST))
 
     def _steps(self) -> Iterator[dict[str, float]]:
-        while self.progress.epoch < self.config.optimiser.epochs:
+        while self.progress.epoch < self.config.optimiser.epochs and not self._is_over():
             self.batches.start(self.progress.epoch, self.progress.batch)
             mark = time.perf_counter()
-            for images in self.loader:
+            for images in one_ahead(self.loader):
                 waited = time.perf_counter() - mark
                 metrics = self._step(images)
                 spent = time.perf_counter() - mark
@@ -241,10 +269,33 @@ class Trainer:
                 count = len(images["index"]) * self.accelerator.num_processes
                 metrics["images_per_second"] = count / spent
                 metrics["data_wait_share"] = waited / spent
+                metrics["memory_mib"] = peak_memory_mib(self.accelerator.device)
+                if self.validation is not None and self.progress.batch == len(self.batches):
+                    metrics["val_loss"] = self._validate(self.validation)
                 yield metrics
                 mark = time.perf_counter()
             self.progress.epoch += 1
             self.progress.batch = 0
+
+    def _is_over(self) -> bool:
+        patience = self.config.optimiser.patience
+        return patience is not None and self.progress.epochs_since_best >= patience
+
+    def _validate(self, validation: Validation) -> float:
+        """Return the loss on the val split, and keep the weights if it is the lowest so far."""
+        loss, progress = validation.loss(self.model, self.weights), self.progress
+        if progress.best_loss is not None and loss >= progress.best_loss:
+            progress.epochs_since_best += 1
+            return loss
+        progress.best_loss, progress.epochs_since_best = loss, 0
+        if self.config.optimiser.keep_best and self.accelerator.is_main_process:
+            partial = self.out / f"{BEST}.partial"
+            save_file(
+                {k: v.contiguous().cpu() for k, v in self.model.state_dict().items()}, partial
+            )
+            partial.replace(self.out / BEST)
+        self.accelerator.wait_for_everyone()
+        return loss
 
     def _step(self, images: dict[str, torch.Tensor]) -> dict[str, float]:
         device = self.accelerator.device
@@ -307,6 +358,22 @@ class Trainer:
             forget_steps_after(self.progress.step, self.out)
 
 
+def compile_towers(model: Slimp) -> None:
+    """Compile the towers in place, under the names that their weights have.
+
+    Raises:
+        TrainingError: there is no C++ compiler.
+    """
+    if shutil.which("c++") is None:
+        raise TrainingError(
+            "expected a C++ compiler (c++) for compile = true, found none: install g++, or leave "
+            "compile out"
+        )
+    for tower in (model.image, model.lesion, model.patient):
+        if tower is not None:
+            tower.compile(dynamic=True)
+
+
 class MetricsLog:
     """A run's metrics, a line of JSON a step and for TensorBoard."""
 
@@ -326,6 +393,19 @@ class MetricsLog:
     def __exit__(self, *failure: object) -> None:
         self._lines.close()
         self._board.close()
+
+
+def has_malignant(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Return (N,) bool: rows of patients with a lesion that is known to be malignant."""
+    return np.isin(rows.patient, rows.patient[rows.malignant == 1])
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory taken so far: the device's where it counts, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def forget_steps_after(step: int, out: Path) -> None:

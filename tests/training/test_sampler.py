@@ -1,5 +1,6 @@
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,3 +82,20 @@ def test_the_shares_of_a_batch_make_it_up_by_whole_patients(
         groups = [{patient[row] for row in part} for part in own]
         assert all(groups)
         assert sum(map(len, groups)) == len(set.union(*groups))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+def test_favoured_patients_have_their_share_of_every_full_batch(share: float) -> None:
+    patient = np.repeat(np.arange(40), 5)
+    positive = patient % 10 == 0
+    batches = PatientBatches(
+        patient, patients=8, lesions=3, seed=0, positive=positive, positive_share=share
+    )
+    seen: list[int] = []
+    for batch in batches:
+        patients = np.unique(patient[batch])
+        favoured = (patients % 10 == 0).sum()
+        assert favoured == min(4, round(share * 8))
+        assert len(patients) <= 8
+        seen.extend(row for row in batch if not positive[row])
+    assert sorted(seen) == sorted(np.flatnonzero(~positive))

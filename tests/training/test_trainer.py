@@ -83,6 +83,7 @@ def test_every_log_step_leaves_a_line_of_metrics(pretrained: Path) -> None:
     assert steps[:-1] == [4 * (i + 1) for i in range(len(steps) - 1)]
     assert steps[-1] > steps[-2]
     names = {"loss", "gradient_norm", "learning_rate", "images_per_second", "data_wait_share"}
+    names.add("memory_mib")
     terms = {f"{t}_{m}" for t in ("lesion", "patient") for m in ("loss", "accuracy", "negatives")}
     assert set(lines[0]) == {"step"} | names | terms
     assert lines[-1]["learning_rate"] < lines[0]["learning_rate"]
