@@ -5,5 +5,5 @@ Read in this order: `config` (every setting of an experiment), `image_encoder`, 
 their objective), `data` and `sampler` (patient-wise batches), `augment`, `schedule`, `prefetch`,
 `validation` (early stopping), `trainer` (pre-training), `features` (a cohort through the encoders),
 `heads`, `context`, `calibration`, `fit` (all that is trained after the encoders), `metrics`,
-`evaluation`, and `run` (the folder that every step reads and writes).
+`evaluation`, `comparison`, and `run` (the folder that every step reads and writes).
 """

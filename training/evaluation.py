@@ -37,10 +37,12 @@ from training.conditions import (
 from training.data import Rows, Squares, load_rows
 from training.features import embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
+from training.harm import harm_and_help
 from training.progress import StageReport, silent
-from training.report import Evaluation, write_report
+from training.report import PREDICTED, Evaluation, write_report
 from training.resampling import SAMPLES
 from training.scores import MEANING, Raw, Scored, Truth, compare, find_truth, headline, null, score
+from training.subgroups import subgroup_figures
 
 FloatArray = npt.NDArray[np.float32]
 SEED = 0
@@ -214,6 +216,16 @@ class Judging:
             "assessable": self._assess(embeddings),
             "conditions": judged.figures(),
             "differences": judged.differences(),
+            "harm": harm_and_help(judged.answers, self.truth),
+            "subgroups": subgroup_figures(
+                {name: judged.answers[name] for name in PREDICTED if name in judged.answers},
+                self.accepted.records,
+                self.raw,
+                self.truth,
+                self.fitted.calibration,
+                samples=SAMPLES,
+                seed=SEED,
+            ),
             "against": null("no other answers given")
             if anchor is None
             else self._against(anchor, judged),

@@ -23,6 +23,8 @@ TITLES = {
     "malignant_auroc": "Malignant AUROC",
     "malignant_auroc_without_akiec": "Malignant AUROC, no akiec",
     "melanoma_auroc": "Melanoma AUROC",
+    "malignant_auprc": "Malignant AUPRC",
+    "malignant_pauc_above_80_sensitivity": "Malignant pAUC above 80 % sensitivity",
     "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity",
     "accuracy_most_probable": "Accuracy, most probable label",
     "balanced_accuracy_most_probable": "Balanced accuracy, most probable label",
@@ -121,7 +123,9 @@ def markdown(metrics: Metrics) -> list[str]:
         f"{cohort['group']}s, seed {metrics['bootstrap']['seed']}.",
         *_conditions(metrics, mark),
         *_differences(metrics, mark),
+        *_harm(metrics["harm"], mark),
         *_labels(metrics, mark),
+        *_subgroups(metrics["subgroups"], mark),
         *_patients(metrics["patients"], mark),
         *_against(metrics["against"], mark),
         *_metadata(metrics, mark),
@@ -187,6 +191,36 @@ def _label_cells(conditions: Any, label: str) -> Iterator[str]:
         own = condition["labels"][label]
         yield show(own["recall"])
         yield show(own["auroc"])
+
+
+def _harm(harm: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## What metadata changes", "")
+    if "reason" in harm:
+        yield f"None: {harm['reason']}."
+        return
+    yield "Shares of all labelled images; what the image alone answers is the other side."
+    rows = [[name, show(f["harmed"]), show(f["helped"])] for name, f in harm.items()]
+    yield from table(["", "right made wrong", "wrong made right"], rows, mark)
+
+
+def _subgroups(subgroups: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## By subgroup", "")
+    if not subgroups:
+        yield "None: the records hold no sex, age, site or skin type."
+        return
+    conditions = [k for k in next(iter(next(iter(subgroups.values())).values())) if k != "images"]
+    names = ("balanced_accuracy", "malignant_auroc", "conformal_coverage")
+    header = ["", "images", *(f"{TITLES[n]}, {c}" for c in conditions for n in names)]
+    for field, groups in subgroups.items():
+        rows = [
+            [
+                f"{field} {name}",
+                str(f["images"]),
+                *(show(f[c][n]) for c in conditions for n in names),
+            ]
+            for name, f in groups.items()
+        ]
+        yield from table(header, rows, mark)
 
 
 def _patients(patients: Metrics, mark: str | None) -> Iterator[str]:

@@ -91,6 +91,69 @@ def auroc_of(positive: BoolArray, score: npt.NDArray[Any]) -> Statistic:
     return statistic
 
 
+def _cumulated(
+    positive: BoolArray, score: npt.NDArray[Any], weights: Weights
+) -> tuple[Draws, Draws]:
+    """Return (S, T + 1) weight of positives and negatives at or above T falling thresholds."""
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order]
+    starts = np.concatenate(([0], np.flatnonzero(ranked[1:] != ranked[:-1]) + 1))
+    weighed = weights[:, order]
+    sums = [
+        np.add.reduceat(weighed * side[order], starts, axis=1).cumsum(1)
+        for side in (positive, ~positive)
+    ]
+    none = np.zeros((len(weights), 1))
+    return np.concatenate([none, sums[0]], axis=1), np.concatenate([none, sums[1]], axis=1)
+
+
+def average_precision_of(positive: BoolArray, score: npt.NDArray[Any]) -> Statistic:
+    """Return the weighted average precision, the area under precision over recall.
+
+    Args:
+        positive: (N,) bool.
+        score: (N,) numbers; equal ones share a threshold.
+    """
+
+    def statistic(weights: Weights) -> Draws:
+        yes, no = _cumulated(positive, score, weights)
+        both = yes[:, 1:] + no[:, 1:]
+        precision = np.divide(yes[:, 1:], both, out=np.zeros_like(both), where=both > 0)
+        return _ratio((np.diff(yes, axis=1) * precision).sum(1), yes[:, -1])
+
+    return statistic
+
+
+def partial_auroc_of(positive: BoolArray, score: npt.NDArray[Any], *, above: float) -> Statistic:
+    """Return the weighted area between the ROC curve and a sensitivity, 0 to 1 - `above`.
+
+    With 0.8 it is the primary metric of the ISIC 2024 challenge (Kurtansky et al., 2024, Sci Data
+    11:884).
+
+    Args:
+        positive: (N,) bool.
+        score: (N,) numbers; equal ones share a threshold.
+        above: the sensitivity below which nothing counts.
+    """
+
+    def statistic(weights: Weights) -> Draws:
+        yes, no = _cumulated(positive, score, weights)
+        known = yes[:, -1] * no[:, -1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            height = yes / yes[:, -1:] - above
+            step = np.diff(no / no[:, -1:], axis=1)
+        low, high = height[:, :-1].clip(min=0), height[:, 1:].clip(min=0)
+        rise = np.diff(height, axis=1)
+        # Where a slanted step crosses the sensitivity, only what lies above it counts.
+        share = np.divide(
+            high, rise, out=np.ones_like(high), where=(height[:, :-1] < 0) & (rise > 0)
+        )
+        area = (step * share * (low + high) / 2).sum(1)
+        return np.where(known > 0, area, np.nan)
+
+    return statistic
+
+
 def mean_of(values: npt.NDArray[Any]) -> Statistic:
     """Return the weighted mean of (N,) values."""
     numbers = values.astype(np.float64)

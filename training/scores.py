@@ -16,10 +16,12 @@ from training.resampling import (
     Estimate,
     Resampling,
     auroc_of,
+    average_precision_of,
     balanced_accuracy_of,
     estimate,
     mean_of,
     mean_of_known,
+    partial_auroc_of,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -29,6 +31,7 @@ BoolArray = npt.NDArray[np.bool_]
 MELANOMA_NAMES = frozenset({"mel", "melanoma"})
 AKIEC = "akiec"
 SPECIFICITY = 0.95
+SENSITIVITY = 0.8
 COMPARED = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
 
 MEANING = {
@@ -40,6 +43,10 @@ MEANING = {
     "malignant_auroc": "AUROC of the malignant labels' probability together",
     "malignant_auroc_without_akiec": "the same without images and probability of akiec",
     "melanoma_auroc": "AUROC of the melanoma label's probability against all other images",
+    "malignant_auprc": "average precision of the malignant labels' probability together; by chance "
+    "it is the share of malignant images",
+    "malignant_pauc_above_80_sensitivity": "area of the ROC curve of malignancy above 80 % "
+    "sensitivity, from 0 to 0.2 (the ISIC 2024 challenge's metric)",
     "sensitivity_at_95_specificity": "malignancy; the threshold is chosen on these images",
     "expected_calibration_error": "15 equally filled bins of the largest probability",
     "brier": "mean squared distance from the probabilities to the true label",
@@ -210,6 +217,7 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
         statistic = auroc_of(question.positive, question.score(probabilities))
         draws[name] = question.resampling.draws(statistic)
         figures[name] = estimate(draws[name])
+    figures |= _rare_figures(truth, probabilities)
     figures["sensitivity_at_95_specificity"] = _sensitivity(truth, probabilities)
     if isinstance(truth.labelled, str):
         reason = null(truth.labelled)
@@ -225,6 +233,20 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
     error = expected_calibration_error(own, truth.labelled.label)
     figures["expected_calibration_error"] = {"value": error}
     return Scored(draws, {**figures, "labels": _per_label(own, truth, truth.labelled, aurocs)})
+
+
+def _rare_figures(truth: Truth, probabilities: FloatArray) -> dict[str, Estimate]:
+    """Return the figures of malignancy that mean something where it is rare."""
+    question = truth.questions["malignant_auroc"]
+    names = ("malignant_auprc", "malignant_pauc_above_80_sensitivity")
+    if isinstance(question, str):
+        return dict.fromkeys(names, null(question))
+    asked = question.positive, question.score(probabilities)
+    statistics = (average_precision_of(*asked), partial_auroc_of(*asked, above=SENSITIVITY))
+    return {
+        name: estimate(question.resampling.draws(statistic))
+        for name, statistic in zip(names, statistics, strict=True)
+    }
 
 
 def null(reason: str) -> Estimate:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from slimp.verbs.adapt import adapt
+from slimp.verbs.compare import compare
 from slimp.verbs.demo import demo
 from slimp.verbs.evaluate import evaluate
 from slimp.verbs.export import export
@@ -19,6 +20,7 @@ ALL: dict[str, Callable[..., None]] = {
     "adapt": adapt,
     "fit": fit,
     "evaluate": evaluate,
+    "compare": compare,
     "export": export,
     "index": index,
     "serve": serve,

@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "adapt": ["absent", "absent", "--out", "out"],
     "fit": ["absent", "absent", "--out", "out"],
     "evaluate": ["absent", "absent", "--out", "out"],
+    "compare": ["absent"],
     "export": ["absent", "--out", "out"],
     "index": ["absent", "absent", "--out", "out"],
     "serve": ["--port", "0"],
