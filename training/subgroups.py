@@ -1,5 +1,6 @@
 """Figures by sex, age, site and skin type: a mean over everybody hides who is served worse."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ from training.scores import Raw, Truth, null
 
 BoolArray = npt.NDArray[np.bool_]
 FIELDS = ("sex", "age_years", "anatom_site", "fitzpatrick_skin_type")
-AGE_BANDS = ((0, 30), (30, 50), (50, 70), (70, 200))
+# By name, the age that it ends below.
+AGE_BANDS = {"0 to 29": 30, "30 to 49": 50, "50 to 69": 70, "70 and over": math.inf}
 # With fewer images an interval says nothing.
 LEAST_IMAGES = 20
+# And an AUROC with fewer malignant, or fewer benign, images.
+LEAST_OF_A_SIDE = 5
 FIGURES = ("balanced_accuracy", "malignant_auroc", "conformal_coverage")
 
 
@@ -62,7 +66,7 @@ def _subgroup(field: str, value: Value) -> str:
     if field != "age_years":
         return str(value)
     age = float(value)
-    return next((f"{a} to {b - 1}" for a, b in AGE_BANDS if a <= age < b), "")
+    return next(name for name, below in AGE_BANDS.items() if age < below)
 
 
 class _Draw:
@@ -89,8 +93,9 @@ class _Draw:
         if isinstance(question, str):
             return null(question)
         inside = self.own[question.rows]
-        if not inside.any():
-            return null("it is not known of any of these images")
+        count = int(question.positive[inside].sum())
+        if min(count, int(inside.sum()) - count) < LEAST_OF_A_SIDE:
+            return null(f"fewer than {LEAST_OF_A_SIDE} malignant or benign images")
         score = question.score(answered.probabilities)[inside]
         statistic = auroc_of(question.positive[inside], score)
         return estimate(self._resampling(question.rows[inside]).draws(statistic))

@@ -60,7 +60,7 @@ def test_every_subgroup_has_its_own_rows_figures(calibration: Calibration) -> No
     raw, truth, answers, records = told()
     found = subgroup_figures(answers, records, raw, truth, calibration, samples=50, seed=0)
     assert set(found) == {"sex", "age_years"}
-    assert set(found["age_years"]) == {"0 to 29", "30 to 49", "50 to 69", "70 to 199"}
+    assert set(found["age_years"]) == {"0 to 29", "30 to 49", "50 to 69", "70 and over"}
     assert found["age_years"]["0 to 29"]["images"] == 29
     for name in ("female", "male"):
         own = np.array([r.get("sex") == name for r in records])
@@ -86,6 +86,17 @@ def test_few_images_are_counted_and_not_judged(calibration: Calibration) -> None
     assert back["images"] == 19
     assert back["image"]["malignant_auroc"] == {"value": None, "reason": "fewer than 20 images"}
     assert found["anatom_site"]["scalp"]["image"]["malignant_auroc"]["low"] is not None
+
+
+def test_an_auroc_needs_some_of_either_side(calibration: Calibration) -> None:
+    raw, truth, answers, _ = told()
+    benign = np.flatnonzero(raw.malignant == 0)[:30]
+    places = set(benign) | set(np.flatnonzero(raw.malignant == 1)[:4])
+    records: list[Record] = [{"sex": "male"} if i in places else {} for i in range(COUNT)]
+    found = subgroup_figures(answers, records, raw, truth, calibration, samples=50, seed=0)
+    male = found["sex"]["male"]["image"]
+    assert male["malignant_auroc"]["reason"] == "fewer than 5 malignant or benign images"
+    assert male["balanced_accuracy"]["value"] is not None
 
 
 def test_harm_and_help_are_counted_against_the_image_alone() -> None:
