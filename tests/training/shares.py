@@ -4,6 +4,7 @@ The processes meet in a file of the folder, and read the experiments that lie th
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from training.model import Slimp
 from training.processes import average_gradients, gather_rows
 from training.record_batches import RecordBatches
 from training.sampler import PatientBatches
-from training.trainer import pretrain
+from training.trainer import Trainer, pretrain
 
 PROCESSES = 2
 
@@ -53,6 +54,25 @@ def refused(config: Config, cohort: Cohort, out: Path) -> str:
     return "not refused"
 
 
+class Stopped(Exception):
+    """The power went away, in all processes at once."""
+
+
+def interrupted(config: Config, cohort: Cohort, out: Path) -> None:
+    """Stop a run after its first checkpoint, and go on from it."""
+    save = Trainer.save_state
+
+    def save_and_stop(self: Trainer) -> None:
+        save(self)
+        raise Stopped
+
+    Trainer.save_state = save_and_stop  # type: ignore[method-assign]  # on purpose
+    with suppress(Stopped):
+        pretrain(cohort, config, out)
+    Trainer.save_state = save  # type: ignore[method-assign]
+    pretrain(cohort, config, out, resume=True)
+
+
 def main() -> None:
     rank, folder, cohort = int(sys.argv[1]), Path(sys.argv[2]), Cohort.open(Path(sys.argv[3]))
     still, stem = (
@@ -70,6 +90,10 @@ def main() -> None:
     pretrain(cohort, still, folder / "run")
     in_chunks = still.model_copy(update={"batch": still.batch.model_copy(update={"chunk": 5})})
     pretrain(cohort, in_chunks, folder / "chunks")
+    dropping = still.objective.model_copy(update={"column_dropout": 0.3})
+    random = still.model_copy(update={"checkpoint_steps": 2, "objective": dropping})
+    pretrain(cohort, random, folder / "uninterrupted")
+    interrupted(random, cohort, folder / "interrupted")
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cohort.cohort import Cohort
 from tests.training.shares import PROCESSES, gradients_of
 from tests.training.squares import read_metrics, tiny_config
-from training.run import load_towers, read_info
+from training.run import TOWERS, load_towers, read_info
 from training.trainer import pretrain
 
 SCRIPT = Path(__file__).parent / "shares.py"
@@ -84,6 +85,17 @@ def test_a_run_of_two_processes_takes_the_steps_of_one(
     for key in ("step", "loss", "gradient_norm", "lesion_negatives", "patient_accuracy"):
         assert [m[key] for m in steps] == pytest.approx([m[key] for m in expected], rel=1e-3)
     assert not load_towers(run).training
+
+
+def test_a_resumed_run_of_two_processes_ends_with_the_weights_of_an_uninterrupted_one(
+    together: Together,
+) -> None:
+    whole, resumed = (
+        load_file(together.folder / name / TOWERS) for name in ("uninterrupted", "interrupted")
+    )
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    steps = [m["step"] for m in read_metrics(together.folder / "interrupted")]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_batch_norm_over_processes_is_refused(together: Together) -> None:
