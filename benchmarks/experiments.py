@@ -29,6 +29,7 @@ from training.config import Config, read_config
 from training.data import Rows, Squares, fit_schema, in_order, load_rows
 from training.metrics import hit_in_top
 from training.model import Slimp
+from training.report import show
 from training.resampling import (
     Draws,
     Resampling,
@@ -257,7 +258,7 @@ def report(folder: Path) -> None:
         print(f"\n### {title}\n\n| | seeds | " + " | ".join(heads) + " |")
         print("| --- | --- | " + " | ".join("---" for _ in heads) + " |")
         for variant, figures in mean.items():
-            cellsof = [show(figures[n]) for n in names]
+            cellsof = [show(estimate(figures[n])) for n in names]
             print(f"| {variant} | {len(cells[variant])} | " + " | ".join(cellsof) + " |")
         _differences(mean, cells, names, heads)
 
@@ -280,12 +281,7 @@ def _differences(
             np.mean([cells["nested"][i][n] - cells[variant][i][n] for i in range(shared)], axis=0)
             for n in names
         ]
-        print(f"| {variant} | " + " | ".join(show(gap) for gap in gaps) + " |")
-
-
-def show(draws: Draws) -> str:
-    figure = estimate(draws)
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+        print(f"| {variant} | " + " | ".join(show(estimate(gap)) for gap in gaps) + " |")
 
 
 def main() -> None:

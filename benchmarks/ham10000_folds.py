@@ -31,6 +31,7 @@ from cohort.splits import Split
 from training.config import Config, read_config
 from training.data import Rows, Squares, in_order, load_rows
 from training.model import Slimp
+from training.report import show
 from training.resampling import (
     Draws,
     Resampling,
@@ -174,13 +175,8 @@ def report(out: Path) -> None:
     print("| | untouched | pre-trained | difference |\n| --- | --- | --- | --- |")
     for name in ours:
         gap = ours[name] - untouched[name]
-        cells = [show(untouched[name]), show(ours[name]), show(gap)]
+        cells = [show(estimate(untouched[name])), show(estimate(ours[name])), show(estimate(gap))]
         print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def show(draws: Draws) -> str:
-    figure = estimate(draws)
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def main() -> None:

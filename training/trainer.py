@@ -1,14 +1,12 @@
 """Pre-training: batches in, encoders out, resumable at any checkpoint."""
 
 import json
-import resource
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.tensorboard import SummaryWriter
 
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema
@@ -28,6 +25,7 @@ from training.batch import encode_at_once
 from training.config import Config
 from training.data import Rows, Squares, fit_schema, image_loader, load_rows
 from training.gradient_cache import GradientCache
+from training.metrics_log import MetricsLog, forget_steps_after, peak_memory_mib
 from training.model import Slimp
 from training.objectives.nested import Nested
 from training.objectives.objective import Term
@@ -374,42 +372,6 @@ def compile_towers(model: Slimp) -> None:
             tower.compile(dynamic=True)
 
 
-class MetricsLog:
-    """A run's metrics, a line of JSON a step and for TensorBoard."""
-
-    def __init__(self, out: Path) -> None:
-        self._lines = (out / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(out / "tensorboard")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._lines.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-
-    def __exit__(self, *failure: object) -> None:
-        self._lines.close()
-        self._board.close()
-
-
 def has_malignant(rows: Rows) -> npt.NDArray[np.bool_]:
     """Return (N,) bool: rows of patients with a lesion that is known to be malignant."""
     return np.isin(rows.patient, rows.patient[rows.malignant == 1])
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Return the most memory taken so far: the device's where it counts, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def forget_steps_after(step: int, out: Path) -> None:
-    """Take later steps out of the run's log: after a resume they are taken, and logged, again."""
-    log = out / "metrics.jsonl"
-    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-    log.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))

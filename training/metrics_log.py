@@ -1,0 +1,45 @@
+"""What a run writes down of its steps: `metrics.jsonl` and TensorBoard events."""
+
+import json
+import resource
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """A run's metrics, a line of JSON a step and for TensorBoard."""
+
+    def __init__(self, out: Path) -> None:
+        self._lines = (out / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(out / "tensorboard")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._lines.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def __exit__(self, *failure: object) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+def forget_steps_after(step: int, out: Path) -> None:
+    """Take later steps out of the run's log: after a resume they are taken, and logged, again."""
+    log = out / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+    log.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory taken so far: the device's where it counts, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
