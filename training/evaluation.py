@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 
 from bundle.errors import CohortError, SeenGroups, TrainingError
 from bundle.fields import Record
@@ -35,9 +36,12 @@ from training.conditions import (
     neighbours_records,
 )
 from training.data import Rows, Squares, load_rows
+from training.encoders import TorchEncoders
 from training.features import embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
+from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
 from training.harm import harm_and_help
+from training.pages import attention_page, frozen_pages
 from training.progress import StageReport, silent
 from training.report import PREDICTED, Evaluation, write_report
 from training.resampling import SAMPLES
@@ -200,10 +204,13 @@ class Judging:
 
     def run(self, catalogue: Path | None, anchor: Anchor | None) -> Evaluation:
         """Return everything that is measured."""
-        squares = Squares(self.cohort, self.rows, self.fitted.image_input)
+        squares = Squares(self.cohort, self.rows, self.fitted.image_input, keep_mib=KEEP_MIB)
         embeddings = embed_rows(self.fitted.encoders, squares, report=partial(self.report, "embed"))
         guessed = self._guess(embeddings, catalogue)
         judged = self._judge(embeddings, guessed)
+        frozen = FrozenFeatures(self.fitted, self.cohort, self.rows, self.report).measure(
+            squares, embeddings, self.accepted.records
+        )
         extrapolation: dict[str, Any] = null(NO_CATALOGUE)
         if guessed is not None:
             extrapolation = {
@@ -232,8 +239,10 @@ class Judging:
             "extrapolation": extrapolation,
             "missing_metadata": self._hide(embeddings),
             "patients": self._patients(embeddings),
+            "frozen": frozen.figures if isinstance(frozen, Frozen) else null(frozen),
         }
-        return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers)
+        pages = self._pages(frozen, squares)
+        return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers, pages)
 
     def _guess(self, embeddings: FloatArray, path: Path | None) -> list[Record] | None:
         if path is None:
@@ -329,6 +338,16 @@ class Judging:
             return null("the cohort does not say which lesions are malignant")
         table = lesion_table(self.fitted, self.rows, embeddings, self.accepted.records)
         return judge_company(self.fitted, table, samples=SAMPLES, seed=SEED)
+
+    def _pages(self, frozen: Frozen | str, squares: Squares) -> dict[str, Figure]:
+        """Return the pages of pictures that there is something to show on, by file name."""
+        pages: dict[str, Figure] = {}
+        if isinstance(frozen, Frozen):
+            pages |= frozen_pages(frozen, self.cohort, self.rows, squares, self.fitted.labels)
+        if isinstance(self.fitted.encoders, TorchEncoders):
+            page = attention_page(self.fitted.encoders.towers.image, squares, self.rows)
+            pages["attention.png"] = page
+        return pages
 
     def _describe_fields(self) -> dict[str, Any]:
         return {

@@ -34,6 +34,7 @@ def draw_plots(
     truth: Truth,
     curve: Sequence[Mapping[str, Any]],
     mark: str | None,
+    pages: Mapping[str, Figure],
 ) -> list[str]:
     """Write the plots that the figures allow, and return their file names.
 
@@ -43,6 +44,7 @@ def draw_plots(
         truth: what is known of the N rows.
         curve: figures by share of hidden metadata.
         mark: a remark that every plot carries, or None.
+        pages: further figures by file name.
     """
     figures: dict[str, Figure] = {}
     malignant = truth.questions["malignant_auroc"]
@@ -56,6 +58,7 @@ def draw_plots(
         )
         if curve:
             figures["missing_metadata.png"] = _missing(curve)
+    figures |= pages
     for file, figure in figures.items():
         if mark:
             figure.supxlabel(mark, fontsize=8, style="italic")

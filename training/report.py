@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from bundle.manifest import RESEARCH_USE
 from training.conditions import Answers
 from training.data import Rows
@@ -46,6 +48,7 @@ class Evaluation:
     raw: Raw
     truth: Truth
     answers: dict[str, Answers]
+    pages: dict[str, Figure]
 
     def with_metrics(self, metrics: dict[str, Any]) -> "Evaluation":
         return replace(self, metrics=metrics)
@@ -63,6 +66,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
         evaluation.truth,
         metrics["missing_metadata"],
         metrics["seen"]["mark"],
+        evaluation.pages,
     )
     lines = [*markdown(metrics), *_pictures(plots)]
     (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -130,6 +134,7 @@ def markdown(metrics: Metrics) -> list[str]:
         *_against(metrics["against"], mark),
         *_metadata(metrics, mark),
         *_assessable(metrics["assessable"], mark),
+        *_frozen(metrics["frozen"], mark),
     ]
 
 
@@ -285,6 +290,43 @@ def _field_cells(name: str, figures: Metrics) -> list[str]:
         f"none: {figures['reason']}" if accuracy is None else f"{accuracy:.3f}",
         "" if error is None else f"{error:.3g}",
     ]
+
+
+def _frozen(frozen: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "## The encoders alone", "")
+    if "reason" in frozen:
+        yield f"None: {frozen['reason']}."
+        return
+    reference, found = frozen["reference"], frozen["near_duplicates"]
+    yield (
+        f"Frozen features; what is learned from is the cohort's {reference['split']} split, "
+        f"{reference['images']} images of {reference['lesions']} lesions."
+    )
+    sides = {name: frozen[name] for name in ("image", "image and record")}
+    if "reason" in sides["image"]:
+        yield f"No figures: {sides['image']['reason']}."
+    else:
+        yield from table(["", *sides], list(_frozen_rows(sides)), mark)
+        yield from (f"- {k.replace('_', ' ')}: {v}." for k, v in frozen["meaning"].items())
+    yield (
+        f"- Near duplicates: {found['images']} of these images show, to a correlation of "
+        f"{found['correlation_at_least']} or more, what a {reference['split']} image shows."
+    )
+    for pair in found["likest"]:
+        yield f"  - {pair['image']} and {pair['train_image']}: {pair['correlation']:.3f}"
+
+
+def _frozen_rows(sides: Mapping[str, Metrics]) -> Iterator[Row]:
+    first = next(iter(sides.values()))
+    for kind in ("linear", "neighbours", "retrieval"):
+        for name, figure in first[kind].items():
+            if isinstance(figure, Mapping) and name != "labels":
+                title = f"{kind}: {name.replace('_', ' ')}"
+                yield [title, *(show(side[kind][name]) for side in sides.values())]
+    for size in first["low_shot"]:
+        few = [side["low_shot"][size]["balanced_accuracy"] for side in sides.values()]
+        cells = [f"{show(f)}, sd {f['sd']:.3f}" for f in few]
+        yield [f"low-shot, {size}: balanced accuracy", *cells]
 
 
 def _assessable(assessable: Metrics, mark: str | None) -> Iterator[str]:

@@ -166,14 +166,24 @@ def mean_of(values: npt.NDArray[Any]) -> Statistic:
 
 def balanced_accuracy_of(label: IntArray, decided: IntArray) -> Statistic:
     """Return the mean recall over the labels that a resample holds; both are (N,) int64."""
-    right = (label == decided).astype(np.float64)
+    return mean_by_label_of(label, label == decided)
+
+
+def mean_by_label_of(label: IntArray, values: npt.NDArray[Any]) -> Statistic:
+    """Return the mean, over the labels that a resample holds, of the mean over their rows.
+
+    Args:
+        label: (N,) int64.
+        values: (N,) numbers.
+    """
+    numbers = values.astype(np.float64)
 
     def statistic(weights: Weights) -> Draws:
-        recalls = []
+        means = []
         for known in np.unique(label):
             own = weights[:, label == known]
-            recalls.append(_ratio(own @ right[label == known], own.sum(1)))
-        return mean_of_known(recalls)
+            means.append(_ratio(own @ numbers[label == known], own.sum(1)))
+        return mean_of_known(means)
 
     return statistic
 

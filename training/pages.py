@@ -1,0 +1,170 @@
+"""Pages of pictures: what a search finds, where the network looks, and how few labels do."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+
+from bundle.images import standardise
+from cohort.cohort import Cohort
+from training.data import Rows, Squares
+from training.frozen import Frozen
+from training.image_encoder import ImageEncoder
+from training.representation import Representation
+from training.retrieval import Nearest
+
+FloatArray = npt.NDArray[np.float32]
+Picture = npt.NDArray[np.uint8]
+HIT, MISS = "#009e73", "#d55e00"
+QUERIES, TILE = 10, 1.35
+LOOKED_AT = 6
+SEED = 0
+
+
+def frozen_pages(
+    frozen: Frozen, cohort: Cohort, rows: Rows, squares: Squares, labels: Sequence[str]
+) -> dict[str, Figure]:
+    """Return the pages of frozen features, by file name."""
+    pages: dict[str, Figure] = {}
+    if frozen.image is not None:
+        pages["low_shot.png"] = low_shot(frozen.image)
+    if frozen.nearest is not None and (rows.label >= 0).any():
+        reference = Squares(cohort, frozen.reference, squares.spec)
+        pages["retrieval.png"] = retrieval_page(
+            frozen.nearest, squares, rows, reference, frozen.reference, labels
+        )
+    return pages
+
+
+def low_shot(image: Representation) -> Figure:
+    """Return balanced accuracy over how many labelled images a linear probe had."""
+    few = sorted(image.figures["low_shot"].items(), key=lambda item: item[1]["images"])
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    points = [f["images"] for _, f in few]
+    values = [f["balanced_accuracy"]["value"] for _, f in few]
+    spread = [f["balanced_accuracy"]["sd"] for _, f in few]
+    axes.errorbar(points, values, yerr=spread, color="#0072b2", marker="o", capsize=3)
+    for (name, _), x, y in zip(few, points, values, strict=True):
+        axes.annotate(name, (x, y), xytext=(0, 7), textcoords="offset points", fontsize=8)
+    whole = image.figures["linear"]["balanced_accuracy"]["value"]
+    axes.axhline(whole, color="0.6", linewidth=1, linestyle="--")
+    axes.annotate("all labels", (points[0], whole), xytext=(0, 4), textcoords="offset points")
+    axes.set(
+        title="Linear probe of frozen image features",
+        xlabel="labelled train images",
+        ylabel="balanced accuracy, sd over draws",
+        xscale="log",
+    )
+    return figure
+
+
+def retrieval_page(
+    nearest: Nearest,
+    squares: Squares,
+    rows: Rows,
+    reference: Squares,
+    reference_rows: Rows,
+    labels: Sequence[str],
+) -> Figure:
+    """Return queries with the lesions found for them: framed green where the label is theirs.
+
+    Half of the queries are drawn among those whose first lesion has their label, half among those
+    whose first has not, so that the page shows how it fails and not how often.
+
+    Args:
+        nearest: the lesions nearest to each of the N rows, as rows of `reference_rows`.
+        squares: the N pictures.
+        rows: the N rows.
+        reference: the R reference pictures.
+        reference_rows: their rows.
+        labels: names of the labels.
+    """
+    right = reference_rows.label[nearest.row] == rows.label[:, None]
+    chosen = _some_of_each(right[:, 0], rows.label >= 0)
+    columns = 1 + nearest.row.shape[1]
+    figure = Figure(figsize=(TILE * columns, (TILE + 0.25) * len(chosen)), layout="constrained")
+    grid = figure.subplots(len(chosen), columns, squeeze=False)
+    for line, i in zip(grid, chosen, strict=True):
+        found = nearest.row[i].tolist()
+        _tile(line[0], squares.read([i])[0], labels[rows.label[i]], "black")
+        for axes, row, cosine, hit in zip(
+            line[1:], found, nearest.cosine[i], right[i], strict=True
+        ):
+            label = int(reference_rows.label[row])
+            name = labels[label] if label >= 0 else "no label"
+            picture = reference.read([row])[0]
+            _tile(axes, picture, f"{name} {cosine:.2f}", HIT if hit else MISS)
+    figure.suptitle("Query, and the lesions nearest to it (cosine)", fontsize=10)
+    return figure
+
+
+def _some_of_each(right: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> list[int]:
+    rng = np.random.default_rng(SEED)
+    chosen: list[int] = []
+    for side in (right & known, ~right & known):
+        places = np.flatnonzero(side)
+        chosen.extend(rng.permutation(places)[: QUERIES // 2].tolist())
+    return chosen
+
+
+def _tile(axes: Any, picture: Picture, title: str, colour: str) -> None:
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=7, color=colour)
+    axes.set(xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set(color=colour, linewidth=2)
+
+
+def attention_page(tower: ImageEncoder, squares: Squares, rows: Rows) -> Figure:
+    """Return pictures with the attention of the last kept block laid over them.
+
+    Args:
+        tower: the image encoder.
+        squares: the N pictures.
+        rows: the N rows.
+    """
+    chosen = np.random.default_rng(SEED).permutation(len(rows))[:LOOKED_AT].tolist()
+    pictures = squares.read(chosen)
+    maps = attention(tower, standardise(pictures, squares.spec))
+    figure = Figure(figsize=(2 * len(chosen), 4.4), layout="constrained")
+    grid = figure.subplots(2, len(chosen), squeeze=False)
+    for i, (picture, looked) in enumerate(zip(pictures, maps, strict=True)):
+        _tile(grid[0, i], picture, rows.image_id[chosen[i]], "black")
+        _tile(grid[1, i], picture, "", "black")
+        side = picture.shape[0]
+        grid[1, i].imshow(
+            looked, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="bilinear"
+        )
+    figure.suptitle("Attention of the last block, mean over its heads", fontsize=10)
+    return figure
+
+
+@torch.inference_mode()
+def attention(tower: ImageEncoder, pixels: FloatArray) -> FloatArray:
+    """Return (N, S, S) float32: the share of attention on each patch, S patches a side.
+
+    It is what the last kept block's class token looks at, or all patches together where the mean
+    of the patches is read out; heads weigh alike.
+
+    Args:
+        tower: the image encoder.
+        pixels: (N, 3, H, W) float32 prepared images.
+    """
+    backbone = tower.backbone
+    device = next(tower.parameters()).device
+    chosen = backbone.config._attn_implementation
+    backbone.set_attn_implementation("eager")
+    try:
+        said = backbone(torch.from_numpy(pixels).to(device), output_attentions=True)
+    finally:
+        backbone.set_attn_implementation(chosen)
+    weights = said.attentions[-1].mean(1)
+    looked = weights[:, 0, 1:] if tower.readout == "class" else weights[:, 1:, 1:].mean(1)
+    side = math.isqrt(looked.shape[1])
+    shares: FloatArray = (looked / looked.sum(1, keepdim=True)).cpu().numpy()
+    return shares.reshape(-1, side, side)
