@@ -17,9 +17,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from bundle.images import standardise
 from cohort.cohort import Cohort
@@ -29,6 +26,7 @@ from training.config import Config, read_config
 from training.data import Rows, Squares, fit_schema, in_order, load_rows
 from training.metrics import hit_in_top
 from training.model import Slimp
+from training.probes import probe, standardise_features
 from training.report import show
 from training.resampling import (
     Draws,
@@ -135,11 +133,8 @@ def in_company(features: FloatArray, patient: npt.NDArray[np.int64]) -> FloatArr
 
 def probed(features: FloatArray, target: npt.NDArray[np.int64], train: npt.NDArray[np.bool_]):
     """Return (M, C) probabilities of the held-out rows by balanced logistic regression."""
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-    )
-    probe.fit(features[train], target[train])
-    return probe.predict_proba(features[~train]).astype(np.float32)
+    known, asked = standardise_features(features[train], features[~train])
+    return probe(known, target[train], asked, classes=int(target.max()) + 1)
 
 
 def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.generic]]:

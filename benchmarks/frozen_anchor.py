@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoModel
 
 from bundle.images import ImageInput, decode_image, prepare_image
 from cohort.cohort import Cohort
 from training.data import Rows, in_order, load_rows
+from training.probes import probe, standardise_features
 
 SPEC = ImageInput(size_px=224, resize_px=224)
 BLOCK = 8
@@ -55,11 +53,9 @@ def main() -> None:
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
     features = frozen_features(options.source, cohort, rows)
     train, test = rows.split == "train", rows.split == "test"
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-    )
-    probe.fit(features[train], rows.label[train])
-    probabilities = probe.predict_proba(features[test])
+    known, asked = standardise_features(features[train], features[test])
+    classes = len(cohort.info.labels)
+    probabilities = probe(known, rows.label[train], asked, classes=classes)
     label = rows.label[test]
     decided = probabilities.argmax(1)
     print(f"balanced accuracy {balanced_accuracy_score(label, decided):.3f}")
@@ -67,7 +63,7 @@ def main() -> None:
     np.savez(
         options.out,
         image_id=np.array(rows.image_id)[test],
-        probabilities=probabilities.astype(np.float32),
+        probabilities=probabilities,
         labels=np.array(cohort.info.labels),
     )
 

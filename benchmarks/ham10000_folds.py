@@ -6,10 +6,9 @@
 Folds are scikit-learn's StratifiedGroupKFold(5, shuffle, seed 0) by lesion. For each of them the
 encoder is pre-trained as `configs/experiments/ham10000_images.toml` says on the other four, images
 alone, and frozen; the untouched checkpoint is its class token after block 8 at 224 px. Both are
-asked by the same probes: 10 nearest neighbours (cosine, centred), the share of the 5 nearest that
-have the image's label, and balanced logistic regression (C 0.01). `run` leaves one file a fold and
-goes on where it was cut off; `report` puts the folds together and compares in pairs, resampling
-lesions.
+asked by `training/representation.py`: linear probe, 10 nearest neighbours, retrieval, few labels.
+`run` leaves one file a fold and goes on where it was cut off; `report` prints the mean over the
+folds, with intervals by resampling the lesions of each, and paired differences.
 """
 
 import argparse
@@ -18,13 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from benchmarks.frozen_anchor import frozen_features
-from bundle.encoder import unit_norm
 from bundle.images import standardise
 from cohort.cohort import Cohort
 from cohort.splits import Split
@@ -32,23 +27,15 @@ from training.config import Config, read_config
 from training.data import Rows, Squares, in_order, load_rows
 from training.model import Slimp
 from training.report import show
-from training.resampling import (
-    Draws,
-    Resampling,
-    auroc_of,
-    balanced_accuracy_of,
-    estimate,
-    mean_of,
-    mean_of_known,
-)
+from training.representation import evaluate_representation
+from training.resampling import estimate
 from training.run import load_towers
+from training.task import Side, Task
 from training.trainer import pretrain
 
 FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 CONFIG = Path(__file__).parents[1] / "configs" / "experiments" / "ham10000_images.toml"
 FOLDS = 5
-NEIGHBOURS, NEAREST = 10, 5
 
 
 def fold_splits(rows: Rows, fold: int) -> dict[str, Split]:
@@ -69,32 +56,6 @@ def image_features(towers: Slimp, cohort: Cohort, rows: Rows, config: Config) ->
     return np.concatenate(parts)
 
 
-def nearest(train: FloatArray, test: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return (M, 10) cosine similarities and (M, 10) places of the nearest, best first."""
-    centre = train.mean(0)
-    similarity = unit_norm(test - centre) @ unit_norm(train - centre).T
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-    return np.take_along_axis(similarity, order, axis=1), order
-
-
-def ask(features: FloatArray, label: IntArray, test: npt.NDArray[np.bool_]) -> dict[str, IntArray]:
-    """Return what the probes say of the test rows."""
-    similarity, order = nearest(features[~test], features[test])
-    neighbours = label[~test][order]
-    votes = np.zeros((test.sum(), label.max() + 1))
-    for k in range(NEIGHBOURS):
-        np.add.at(votes, (np.arange(len(votes)), neighbours[:, k]), similarity[:, k])
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-    )
-    probe.fit(features[~test], label[~test])
-    return {
-        "knn": votes.argmax(1),
-        "same": (neighbours[:, :NEAREST] == label[test][:, None]).mean(1),
-        "probe": probe.predict_proba(features[test]),
-    }
-
-
 def run_fold(fold: int, cohort: Cohort, config: Config, rows: Rows, out: Path) -> None:
     """Pre-train and ask one fold; nothing is done where its file is."""
     file = out / f"fold {fold}.npz"
@@ -106,21 +67,26 @@ def run_fold(fold: int, cohort: Cohort, config: Config, rows: Rows, out: Path) -
         resume = (run / "state" / "progress.json").exists()
         pretrain(under, config, run, resume=resume, report=say)
     chosen = load_rows(under, ["train", "test"], cohort.info.labels)
-    test = chosen.split == "test"
-    ours = image_features(load_towers(run), cohort, chosen, config)
-    untouched = np.load(out / "untouched.npy")[chosen.position]
-    answers = {
-        f"{name} {key}": value
-        for name, features in (("ours", ours), ("untouched", untouched))
-        for key, value in ask(features, chosen.label, test).items()
+    train, test = chosen.split == "train", chosen.split == "test"
+    task = Task(
+        cohort.info.labels,
+        cohort.info.malignant_labels,
+        Side.of(chosen.take(train)),
+        Side.of(chosen.take(test)),
+    )
+    encoders = {
+        "untouched": np.load(out / "untouched.npy")[chosen.position],
+        "pre-trained": image_features(load_towers(run), cohort, chosen, config),
+    }
+    draws = {
+        f"{name}: {figure}": values
+        for name, features in encoders.items()
+        for figure, values in evaluate_representation(
+            features[train], features[test], task
+        ).draws.items()
     }
     partial = out / "fold.partial.npz"
-    np.savez(
-        partial,
-        label=chosen.label[test],
-        lesion=np.array(chosen.lesion_id)[test],
-        **answers,
-    )
+    np.savez(partial, images=test.sum(), **draws)
     partial.replace(file)
 
 
@@ -150,33 +116,17 @@ def run(options: argparse.Namespace) -> None:
         run_fold(fold, cohort, config, rows, options.out)
 
 
-def draws_of(answers: dict[str, npt.NDArray[np.generic]], name: str) -> dict[str, Draws]:
-    """Return the draws of one encoder's figures."""
-    label, resampling = answers["label"], Resampling(answers["lesion"].tolist())
-    probe = answers[f"{name} probe"]
-    aurocs = [resampling.draws(auroc_of(label == k, probe[:, k])) for k in np.unique(label)]
-    return {
-        "kNN balanced accuracy": resampling.draws(
-            balanced_accuracy_of(label, answers[f"{name} knn"])
-        ),
-        "P@5": resampling.draws(mean_of(answers[f"{name} same"])),
-        "probe balanced accuracy": resampling.draws(balanced_accuracy_of(label, probe.argmax(1))),
-        "probe macro AUROC": mean_of_known(aurocs),
-    }
-
-
 def report(out: Path) -> None:
     """Print both encoders' figures over the folds that are there, and their paired difference."""
-    files = sorted(out.glob("fold ?.npz"))
-    parts = [dict(np.load(file)) for file in files]
-    answers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ours, untouched = (draws_of(answers, name) for name in ("ours", "untouched"))
-    print(f"Folds: {len(files)} of {FOLDS}; {len(answers['label'])} held-out images.\n")
+    folds = [dict(np.load(file)) for file in sorted(out.glob("fold ?.npz"))]
+    images = sum(int(fold.pop("images")) for fold in folds)
+    mean = {name: np.mean([fold[name] for fold in folds], axis=0) for name in folds[0]}
+    print(f"Folds: {len(folds)} of {FOLDS}; {images} held-out images.\n")
     print("| | untouched | pre-trained | difference |\n| --- | --- | --- | --- |")
-    for name in ours:
-        gap = ours[name] - untouched[name]
-        cells = [show(estimate(untouched[name])), show(estimate(ours[name])), show(estimate(gap))]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    for name in [key.partition(": ")[2] for key in mean if key.startswith("untouched: ")]:
+        first, second = mean[f"untouched: {name}"], mean[f"pre-trained: {name}"]
+        cells = [show(estimate(draws)) for draws in (first, second, second - first)]
+        print(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:

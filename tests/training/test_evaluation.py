@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tests.fakes import (
 from tests.training.slow_figures import auroc, balanced_accuracy, group_bootstrap, macro_auroc
 from training.anchor import read_anchor
 from training.conditions import accept_records, compare_fields, hide_values
+from training.data import load_rows
 from training.evaluation import evaluate
 from training.plots import reliability
 from training.report import show
@@ -644,10 +646,36 @@ def test_a_fitted_run_is_evaluated_like_a_bundle(
     assert got["conditions"]["extrapolated"] == {"value": None, "reason": "no catalogue"}
     assert got["patients"]["malignant_in_top_3"]["alone"]["reason"].startswith("no patient with 15")
     assert {"embed", "score"} <= stages
+    frozen = got["frozen"]
+    assert frozen["reference"]["images"] == len(load_rows(cohort, ["train"], ()))
+    for side in ("image", "image and record"):
+        assert frozen[side]["linear"]["balanced_accuracy"]["value"] is not None
+        assert 0 <= frozen[side]["retrieval"]["recall_at_5"]["value"] <= 1
+    pages = {"retrieval.png", "low_shot.png", "attention.png"}
+    assert pages <= {path.name for path in (tmp_path / "out").iterdir()}
+    report = (tmp_path / "out" / "report.md").read_text()
+    value = frozen["image"]["retrieval"]["precision_at_5"]["value"]
+    assert f"| retrieval: precision at 5 | {value:.3f}" in report
     with pytest.raises(SeenGroups):
         evaluate(fitted, cohort, tmp_path / "seen", splits=("train",))
     with pytest.raises(TrainingError, match="expected a bundle with the catalogue"):
         evaluate(fitted, cohort, tmp_path / "run", catalogue=tmp_path / "catalogue")
+
+
+def test_pictures_that_train_holds_too_are_named(tmp_path: Path, bundle: Path) -> None:
+    first = list(coloured())[: LESIONS + 1]
+    second = [
+        replace(i, image_id=f"again {i.image_id}", lesion_id=f"again {i.lesion_id}", patient_id="t")
+        for i in first[:4]
+    ]
+    both = make_cohort(tmp_path / "cohort", [*first, *second])
+    cohort = both.with_splits({"p0": "train", "t": "test"})
+    got = evaluate(bundle, cohort, tmp_path / "out")["frozen"]
+    assert got["reference"]["images"] == len(first)
+    assert got["near_duplicates"]["images"] == len(second)
+    for pair in got["near_duplicates"]["likest"]:
+        assert pair["image"] == f"again {pair['train_image']}"
+        assert pair["correlation"] == 1
 
 
 def test_a_folder_that_is_no_fitted_model_is_refused(

@@ -3,6 +3,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from bundle.errors import InvalidSettings
 from training.config import ImageSettings
 from training.image_encoder import ImageEncoder, block_of, build_image_encoder
+from training.pages import attention
 
 PATCH = 8
 SIDE = 32
@@ -40,7 +42,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder
 
 
-def settings_of(checkpoint: Path, size_px: int = SIDE, **changes: int) -> ImageSettings:
+def settings_of(checkpoint: Path, size_px: int = SIDE, **changes: int | str) -> ImageSettings:
     content = {"source": str(checkpoint), "size_px": size_px, "resize_px": size_px}
     return ImageSettings.model_validate({**content, **changes})
 
@@ -216,3 +218,15 @@ def test_blocks_left_out_on_purpose_are_not_reported(
         assert not logging.is_progress_bar_enabled()
     finally:
         logging.enable_progress_bar()
+
+
+def test_attention_is_shared_among_the_patches(checkpoint: Path) -> None:
+    tower = build_image_encoder(settings_of(checkpoint, readout_block=2)).eval()
+    before = tower.backbone.config._attn_implementation
+    shares = attention(tower, pixels(SIDE).numpy())
+    assert shares.shape == (2, SIDE // PATCH, SIDE // PATCH)
+    np.testing.assert_allclose(shares.sum((1, 2)), 1, rtol=1e-5)
+    assert shares.std() > 0
+    assert tower.backbone.config._attn_implementation == before
+    mean = build_image_encoder(settings_of(checkpoint, readout_block=2, readout="mean")).eval()
+    assert not np.allclose(attention(mean, pixels(SIDE).numpy()), shares)
