@@ -58,6 +58,7 @@ from training.run import (
     write_run,
 )
 from training.sampler import PatientBatches
+from training.whitening import Whitening, fit_whitening
 
 FloatArray = npt.NDArray[np.float32]
 NEIGHBOURS = 15
@@ -157,8 +158,11 @@ class Fitting:
         """Run every step in order."""
         train, cal, extrapolation = self._embed()
         if self.config.fit.tune_image:
+            tuned_in = Whitening.none(self.towers.embedding_dim, self.whitening.centre)
+            self.towers.image.use(tuned_in)
             self._tune(train)
             train, cal, extrapolation = self._embed()
+            self.classifier.read_from(self.whitening, tuned_in)
         else:
             self._train_on_features(self.towers, self.classifier, train, np.arange(len(train.rows)))
         self.novelty = self._fit_novelty(train)
@@ -170,16 +174,16 @@ class Fitting:
         return TorchEncoders(self.towers, self.classifier, self.context)
 
     def _embed(self) -> tuple[Part, Part, Extrapolation]:
-        """Return both splits' features, centred on the train split, and extrapolated records."""
+        """Return both splits' features in the train split's metric, and extrapolated records."""
         encoders = self._encoders()
-        self.towers.image.centre.zero_()
+        self.towers.image.use(Whitening.none(self.towers.embedding_dim))
         train, cal = (
             embed_rows(encoders, self.squares[name], report=partial(self.report, f"embed {name}"))
             for name in ("train", "cal")
         )
-        centre = train.mean(0)
-        self.towers.image.centre.copy_(torch.from_numpy(centre))
-        train, cal = train - centre, cal - centre
+        self.whitening = fit_whitening(train, self.train.lesion_id)
+        self.towers.image.use(self.whitening)
+        train, cal = self.whitening.apply(train), self.whitening.apply(cal)
         reference = Neighbours(self.train, train)
         scores, _ = reference.search(self.cal, cal, NEIGHBOURS)
         settings = fit_extrapolation(scores, neighbours=NEIGHBOURS)

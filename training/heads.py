@@ -1,7 +1,10 @@
 """What is trained on the encoders' features: the classifier and the patient-context model."""
 
+import numpy as np
 import torch
 from torch import nn
+
+from training.whitening import Whitening
 
 MODALITIES = 3
 
@@ -13,7 +16,13 @@ class Classifier(nn.Module):
     one is replaced by a learned vector and its own vote falls away. The logits are those of a
     world where every label is equally frequent: the prior is added afterwards, by calibration
     (Menon et al., 2021, arXiv 2007.07314).
+
+    A classifier that was trained with the image tower read its features before they had their
+    metric: `image_basis` and `image_offset` give them back.
     """
+
+    image_basis: torch.Tensor
+    image_offset: torch.Tensor
 
     def __init__(self, dim: int, labels: int, *, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -28,6 +37,15 @@ class Classifier(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, labels),
         )
+        self.register_buffer("image_basis", torch.eye(dim))
+        self.register_buffer("image_offset", torch.zeros(dim))
+
+    def read_from(self, now: Whitening, trained: Whitening) -> None:
+        """Read features in the metric `now` as the same features in the metric of training."""
+        back = np.linalg.inv(now.basis.astype(np.float64))
+        offset = (now.centre - trained.centre).astype(np.float64) @ trained.basis
+        self.image_basis.copy_(torch.from_numpy(back @ trained.basis))
+        self.image_offset.copy_(torch.from_numpy(offset))
 
     def forward(
         self,
@@ -49,7 +67,7 @@ class Classifier(nn.Module):
             patient_present: (N,) bool.
         """
         flags = (image_present, lesion_present, patient_present)
-        features = (image, lesion_record, patient_record)
+        features = (image @ self.image_basis + self.image_offset, lesion_record, patient_record)
         parts, votes = [], []
         for number, (feature, flag) in enumerate(zip(features, flags, strict=True)):
             there = flag.unsqueeze(-1)

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from bundle.errors import InvalidSettings
 from training.config import ImageSettings
 from training.stem import ConvolutionalStem
+from training.whitening import Whitening
 
 FAMILIES = ("vit", "dinov2")
 # The tower has a norm of its own after the readout, and masks no patch.
@@ -34,11 +35,13 @@ NOT_READ = ("layernorm.", "embeddings.mask_token")
 class ImageEncoder(nn.Module):
     """Prepared images to features: class token or mean patch token after the last kept block.
 
-    `centre` is what `fit` finds to be the mean feature and takes away: a vision transformer's
-    features share a large common part, which would make every cosine similarity look high.
+    `centre` and `basis` are the metric that `fit` finds (training/whitening.py): a vision
+    transformer's features share a large common part, which would make every cosine similarity look
+    high, and much of their spread is between photographs of one lesion.
     """
 
     centre: torch.Tensor
+    basis: torch.Tensor
 
     def __init__(self, backbone: PreTrainedModel, width: int, settings: ImageSettings) -> None:
         super().__init__()
@@ -49,6 +52,12 @@ class ImageEncoder(nn.Module):
         self.readout = settings.readout
         self.set_trainable(True)
         self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("basis", torch.eye(width))
+
+    def use(self, whitening: Whitening) -> None:
+        """Give features in this metric from now on."""
+        self.centre.copy_(torch.from_numpy(whitening.centre))
+        self.basis.copy_(torch.from_numpy(whitening.basis))
 
     @property
     def patch_px(self) -> int:
@@ -74,7 +83,7 @@ class ImageEncoder(nn.Module):
         """Return (N, D) features of (N, 3, H, W) prepared images."""
         tokens: torch.Tensor = self.backbone(pixels).last_hidden_state
         feature = tokens[:, 0] if self.readout == "class" else tokens[:, 1:].mean(1)
-        return feature - self.centre
+        return (feature - self.centre) @ self.basis
 
     def set_trainable(self, trainable: bool) -> None:
         """Let the tower train, but for the blocks that are to stay as the checkpoint has them."""
