@@ -1,14 +1,17 @@
-"""Label-free pre-training on HAM10000 against the untouched checkpoint, over grouped folds.
+"""Label-free encoders of HAM10000 against the untouched checkpoint, over grouped folds.
 
-    python -m benchmarks.ham10000_folds run COHORT --source FOLDER --out FOLDER [--folds 0 1 ...]
+    python -m benchmarks.ham10000_folds run COHORT --source FOLDER --out FOLDER [--pretrain]
     python -m benchmarks.ham10000_folds report --out FOLDER
 
-Folds are scikit-learn's StratifiedGroupKFold(5, shuffle, seed 0) by lesion. For each of them the
-encoder is pre-trained as `configs/experiments/ham10000_images.toml` says on the other four, images
-alone, and frozen; the untouched checkpoint is its class token after block 8 at 224 px. Both are
-asked by `training/representation.py`: linear probe, 10 nearest neighbours, retrieval, few labels.
-`run` leaves one file a fold and goes on where it was cut off; `report` prints the mean over the
-folds, with intervals by resampling the lesions of each, and paired differences.
+Folds are scikit-learn's StratifiedGroupKFold(5, shuffle, seed 0) by lesion. The untouched
+checkpoint is its class token after block 8 at 224 px. Against it stand the same features in the
+metric of the lesion (`training/whitening.py`, fitted on the other four folds without labels) and,
+with --pretrain, an encoder pre-trained on them as `configs/experiments/ham10000_images.toml` says,
+images alone, and frozen, with and without that metric. All are asked by
+`training/representation.py`: linear probe, 10 nearest neighbours, retrieval, few labels. `run`
+leaves one file a fold and goes on where it was cut off; `report` prints the mean over the folds,
+with intervals by resampling the lesions of each, and paired differences from the untouched
+checkpoint.
 """
 
 import argparse
@@ -32,10 +35,12 @@ from training.resampling import estimate
 from training.run import load_towers
 from training.task import Side, Task
 from training.trainer import pretrain
+from training.whitening import fit_whitening
 
 FloatArray = npt.NDArray[np.float32]
 CONFIG = Path(__file__).parents[1] / "configs" / "experiments" / "ham10000_images.toml"
 FOLDS = 5
+UNTOUCHED = "untouched"
 
 
 def fold_splits(rows: Rows, fold: int) -> dict[str, Split]:
@@ -56,37 +61,39 @@ def image_features(towers: Slimp, cohort: Cohort, rows: Rows, config: Config) ->
     return np.concatenate(parts)
 
 
-def run_fold(fold: int, cohort: Cohort, config: Config, rows: Rows, out: Path) -> None:
-    """Pre-train and ask one fold; nothing is done where its file is."""
+def pretrained_features(
+    fold: int, cohort: Cohort, config: Config, rows: Rows, out: Path
+) -> FloatArray:
+    """Return (N, D) float32 features of an encoder pre-trained on the fold's train rows."""
+    run = out / f"run {fold}"
+    if not (run / "run.json").exists():
+        resume = (run / "state" / "progress.json").exists()
+        pretrain(cohort, config, run, resume=resume, report=say)
+    return image_features(load_towers(run), cohort, rows, config)
+
+
+def run_fold(fold: int, cohort: Cohort, config: Config | None, rows: Rows, out: Path) -> None:
+    """Ask one fold's encoders; nothing is done where its file is."""
     file = out / f"fold {fold}.npz"
     if file.exists():
         return
-    run = out / f"run {fold}"
     under = cohort.with_splits(fold_splits(rows, fold))
-    if not (run / "run.json").exists():
-        resume = (run / "state" / "progress.json").exists()
-        pretrain(under, config, run, resume=resume, report=say)
     chosen = load_rows(under, ["train", "test"], cohort.info.labels)
-    train, test = chosen.split == "train", chosen.split == "test"
-    task = Task(
-        cohort.info.labels,
-        cohort.info.malignant_labels,
-        Side.of(chosen.take(train)),
-        Side.of(chosen.take(test)),
-    )
-    encoders = {
-        "untouched": np.load(out / "untouched.npy")[chosen.position],
-        "pre-trained": image_features(load_towers(run), cohort, chosen, config),
-    }
-    draws = {
-        f"{name}: {figure}": values
-        for name, features in encoders.items()
-        for figure, values in evaluate_representation(
-            features[train], features[test], task
-        ).draws.items()
-    }
+    train, test = chosen.take(chosen.split == "train"), chosen.take(chosen.split == "test")
+    task = Task(cohort.info.labels, cohort.info.malignant_labels, Side.of(train), Side.of(test))
+    encoders = {UNTOUCHED: np.load(out / "untouched.npy")[chosen.position]}
+    if config is not None:
+        encoders["pre-trained"] = pretrained_features(fold, under, config, chosen, out)
+    draws = {"images": np.array(len(test))}
+    for name, features in encoders.items():
+        known, asked = (features[chosen.split == side] for side in ("train", "test"))
+        metric = fit_whitening(known, train.lesion_id)
+        both = {name: (known, asked), f"{name}, metric": (metric.apply(known), metric.apply(asked))}
+        for shown, (reference, query) in both.items():
+            found = evaluate_representation(reference, query, task)
+            draws |= {f"{shown}: {figure}": values for figure, values in found.draws.items()}
     partial = out / "fold.partial.npz"
-    np.savez(partial, images=test.sum(), **draws)
+    np.savez(partial, allow_pickle=False, **draws)
     partial.replace(file)
 
 
@@ -113,20 +120,26 @@ def run(options: argparse.Namespace) -> None:
         partial.replace(untouched)
     for fold in options.folds:
         print(f"fold {fold}", flush=True)
-        run_fold(fold, cohort, config, rows, options.out)
+        run_fold(fold, cohort, config if options.pretrain else None, rows, options.out)
 
 
 def report(out: Path) -> None:
-    """Print both encoders' figures over the folds that are there, and their paired difference."""
+    """Print every encoder's figures over the folds that are there, paired with the untouched."""
     folds = [dict(np.load(file)) for file in sorted(out.glob("fold ?.npz"))]
     images = sum(int(fold.pop("images")) for fold in folds)
-    mean = {name: np.mean([fold[name] for fold in folds], axis=0) for name in folds[0]}
+    shared = set.intersection(*(set(fold) for fold in folds))
+    keys = [key for key in folds[0] if key in shared]
+    mean = {key: np.mean([fold[key] for fold in folds], axis=0) for key in keys}
     print(f"Folds: {len(folds)} of {FOLDS}; {images} held-out images.\n")
-    print("| | untouched | pre-trained | difference |\n| --- | --- | --- | --- |")
-    for name in [key.partition(": ")[2] for key in mean if key.startswith("untouched: ")]:
-        first, second = mean[f"untouched: {name}"], mean[f"pre-trained: {name}"]
-        cells = [show(estimate(draws)) for draws in (first, second, second - first)]
-        print(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    names = list(dict.fromkeys(key.partition(": ")[0] for key in mean))
+    others = [name for name in names if name != UNTOUCHED]
+    header = [*names, *(f"{name}, difference" for name in others)]
+    print("| | " + " | ".join(header) + " |\n| --- |" + " --- |" * len(header))
+    for figure in [k.partition(": ")[2] for k in mean if k.startswith(f"{UNTOUCHED}: ")]:
+        own = {name: mean[f"{name}: {figure}"] for name in names}
+        cells = [*own.values(), *(own[name] - own[UNTOUCHED] for name in others)]
+        shown = " | ".join(show(estimate(draws)) for draws in cells)
+        print(f"| {figure.replace('_', ' ')} | {shown} |")
 
 
 def main() -> None:
@@ -138,6 +151,7 @@ def main() -> None:
     running.add_argument("cohort", type=Path)
     running.add_argument("--source", required=True, help="Hugging Face folder or hub id")
     running.add_argument("--config", type=Path, default=CONFIG)
+    running.add_argument("--pretrain", action="store_true", help="hours on two cores")
     running.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
     for task in (running, tasks.add_parser("report")):
         task.add_argument("--out", type=Path, required=True)

@@ -42,24 +42,33 @@ def frozen_pages(
 
 def low_shot(image: Representation) -> Figure:
     """Return balanced accuracy over how many labelled images a linear probe had."""
-    few = sorted(image.figures["low_shot"].items(), key=lambda item: item[1]["images"])
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    points = [f["images"] for _, f in few]
-    values = [f["balanced_accuracy"]["value"] for _, f in few]
-    spread = [f["balanced_accuracy"]["sd"] for _, f in few]
-    axes.errorbar(points, values, yerr=spread, color="#0072b2", marker="o", capsize=3)
-    for (name, _), x, y in zip(few, points, values, strict=True):
-        axes.annotate(name, (x, y), xytext=(0, 7), textcoords="offset points", fontsize=8)
+    few = image.figures["low_shot"]
+    series = (
+        ("so many a label", "#0072b2", [k for k in few if k.endswith("label")]),
+        ("a share of the patients or lesions", "#d55e00", [k for k in few if k.endswith("%")]),
+    )
+    for title, colour, names in series:
+        points = [few[k]["images"] for k in names]
+        figures = [few[k]["balanced_accuracy"] for k in names]
+        values, spread = [f["value"] for f in figures], [f["sd"] for f in figures]
+        axes.errorbar(points, values, spread, color=colour, marker="o", capsize=3, label=title)
+        for name, x, y in zip(names, points, values, strict=True):
+            short = name.partition(" per")[0]
+            axes.annotate(short, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
+    axes.legend(loc="lower right")
     whole = image.figures["linear"]["balanced_accuracy"]["value"]
     axes.axhline(whole, color="0.6", linewidth=1, linestyle="--")
-    axes.annotate("all labels", (points[0], whole), xytext=(0, 4), textcoords="offset points")
     axes.set(
         title="Linear probe of frozen image features",
         xlabel="labelled train images",
         ylabel="balanced accuracy, sd over draws",
         xscale="log",
     )
+    axes.margins(y=0.12)
+    place = (axes.get_xlim()[0], whole)
+    axes.annotate("all labels", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
     return figure
 
 
