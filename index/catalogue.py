@@ -27,7 +27,7 @@ from bundle.errors import (
     StaleCatalogue,
     UnknownLesion,
 )
-from bundle.fields import FieldSchema
+from bundle.fields import FieldSchema, Record
 from index import rows
 from index.cache import REMEDY, describe_cache, load_cache, write_cache
 from index.database import open_engine, reporting_damage, writing
@@ -259,6 +259,11 @@ class Catalogue:
             eligible = None if is_free else eligible_lesions(connection, where, exclude)
             found = self._vectors.search(directions, k, eligible)
             return rows.read_hits(connection, found, k, self.schema.fields)
+
+    def records(self) -> list[Record]:
+        """Return the record of every lesion, in the order they were added."""
+        with self._reading() as connection:
+            return rows.read_records(connection, self.schema.fields)
 
     def lesion(self, lesion_id: str) -> StoredLesion:
         """Return one lesion.

@@ -153,6 +153,13 @@ def count_lesions(connection: Connection) -> int:
     return connection.scalar(select(func.count()).select_from(Lesion)) or 0
 
 
+def read_records(connection: Connection, fields: Sequence[Field]) -> list[Record]:
+    """Return every lesion's record, in the order the lesions were added."""
+    pks = connection.scalars(select(Lesion.pk).order_by(Lesion.pk)).all()
+    records = _read_records(connection, pks, fields)
+    return [records[pk] for pk in pks]
+
+
 def read_thumbnail(connection: Connection, pk: int) -> bytes | None:
     return connection.scalar(select(Thumbnail.image).where(Thumbnail.lesion_pk == pk))
 

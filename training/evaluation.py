@@ -37,11 +37,12 @@ from training.conditions import (
 )
 from training.data import Rows, Squares, load_rows
 from training.encoders import TorchEncoders
+from training.extrapolation_study import guess_accuracy, study
 from training.features import embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
 from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
-from training.harm import harm_and_help
-from training.pages import attention_page, frozen_pages
+from training.harm import harm_and_help, worst_harms
+from training.pages import attention_page, frozen_pages, harm_page
 from training.progress import StageReport, silent
 from training.report import PREDICTED, Evaluation, write_report
 from training.resampling import SAMPLES
@@ -51,6 +52,7 @@ from training.subgroups import subgroup_figures
 FloatArray = npt.NDArray[np.float32]
 SEED = 0
 HIDDEN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHOWN_HARMS = 12
 NO_CATALOGUE = "no catalogue"
 NO_FIELDS = "the cohort has no metadata field that the model reads"
 DIFFERENCES = (("given", "image"), ("given", "metadata"), ("extrapolated", "image"))
@@ -182,6 +184,14 @@ class Judged:
         return next(self.reasons[name] for name in names if name in self.reasons)
 
 
+@dataclass(frozen=True)
+class Guessed:
+    """What a catalogue says: N records of neighbours' answers, and the records it holds."""
+
+    records: list[Record]
+    known: list[Record]
+
+
 class Judging:
     """The steps of `evaluate` on one model and one cohort, and what they share."""
 
@@ -211,11 +221,6 @@ class Judging:
         frozen = FrozenFeatures(self.fitted, self.cohort, self.rows, self.report).measure(
             squares, embeddings, self.accepted.records
         )
-        extrapolation: dict[str, Any] = null(NO_CATALOGUE)
-        if guessed is not None:
-            extrapolation = {
-                "fields": compare_fields(self.accepted.fields, self.accepted.records, guessed)
-            }
         metrics = {
             "bootstrap": {"samples": SAMPLES, "seed": SEED, "interval": "95 % percentile"},
             "meaning": MEANING,
@@ -236,15 +241,15 @@ class Judging:
             "against": null("no other answers given")
             if anchor is None
             else self._against(anchor, judged),
-            "extrapolation": extrapolation,
+            "extrapolation": self._extrapolation(embeddings, guessed, judged),
             "missing_metadata": self._hide(embeddings),
             "patients": self._patients(embeddings),
             "frozen": frozen.figures if isinstance(frozen, Frozen) else null(frozen),
         }
-        pages = self._pages(frozen, squares)
+        pages = self._pages(frozen, squares, judged, guessed)
         return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers, pages)
 
-    def _guess(self, embeddings: FloatArray, path: Path | None) -> list[Record] | None:
+    def _guess(self, embeddings: FloatArray, path: Path | None) -> Guessed | None:
         if path is None:
             return None
         if self.fitted.kind != "bundle":
@@ -254,7 +259,7 @@ class Judging:
             )
         model = self.fitted
         with Catalogue.open(path, bundle_id=model.id, variant=model.variant) as catalogue:
-            return neighbours_records(
+            records = neighbours_records(
                 model,
                 self.cohort,
                 self.rows,
@@ -262,8 +267,34 @@ class Judging:
                 catalogue,
                 report=partial(self.report, "extrapolate"),
             )
+            return Guessed(records, catalogue.records())
 
-    def _judge(self, embeddings: FloatArray, guessed: list[Record] | None) -> Judged:
+    def _extrapolation(
+        self, embeddings: FloatArray, guessed: Guessed | None, judged: Judged
+    ) -> dict[str, Any]:
+        if guessed is None:
+            return null(NO_CATALOGUE)
+        fields, given = self.accepted.fields, self.accepted.records
+        found = compare_fields(fields, given, guessed.records)
+        commonest = guess_accuracy(fields, given, guessed.known)
+        for name, figures in found.items():
+            figures["commonest_value_right"] = commonest[name]
+        shares = [figures["fill_share"] for figures in found.values()]
+        return {
+            "fields": found,
+            "filled_share": float(np.mean(shares)) if shares else None,
+            "study": study(
+                self.fitted,
+                embeddings,
+                judged.answers,
+                guessed.records,
+                guessed.known,
+                self.truth,
+                seed=SEED,
+            ),
+        }
+
+    def _judge(self, embeddings: FloatArray, guessed: Guessed | None) -> Judged:
         given, model = self.accepted.records, self.fitted
         answers = {"image": answer(model, embeddings, absent(given), "missing")}
         reasons: dict[str, str] = {}
@@ -275,7 +306,7 @@ class Judging:
         if guessed is None:
             reasons["extrapolated"] = NO_CATALOGUE
         else:
-            answers["extrapolated"] = answer(model, embeddings, guessed, "extrapolated")
+            answers["extrapolated"] = answer(model, embeddings, guessed.records, "extrapolated")
         scored: dict[str, Scored] = {}
         for number, (name, answered) in enumerate(answers.items(), 1):
             scored[name] = score(answered, self.truth, model.calibration)
@@ -339,11 +370,19 @@ class Judging:
         table = lesion_table(self.fitted, self.rows, embeddings, self.accepted.records)
         return judge_company(self.fitted, table, samples=SAMPLES, seed=SEED)
 
-    def _pages(self, frozen: Frozen | str, squares: Squares) -> dict[str, Figure]:
+    def _pages(
+        self, frozen: Frozen | str, squares: Squares, judged: Judged, guessed: Guessed | None
+    ) -> dict[str, Figure]:
         """Return the pages of pictures that there is something to show on, by file name."""
         pages: dict[str, Figure] = {}
         if isinstance(frozen, Frozen):
             pages |= frozen_pages(frozen, self.cohort, self.rows, squares, self.fitted.labels)
+        if guessed is not None:
+            worst = worst_harms(judged.answers, self.truth, count=SHOWN_HARMS)
+            if len(worst):
+                pages["harm.png"] = harm_page(
+                    worst, squares, judged.answers, guessed.records, self.truth
+                )
         if isinstance(self.fitted.encoders, TorchEncoders):
             page = attention_page(self.fitted.encoders.towers.image, squares, self.rows)
             pages["attention.png"] = page

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from training.conditions import Answers
 from training.metrics import balanced_decision
 from training.resampling import estimate, mean_of
 from training.scores import Truth, null
 
-CONDITIONS = ("given", "extrapolated")
+IntArray = npt.NDArray[np.int64]
 
 
 def harm_and_help(answers: dict[str, Answers], truth: Truth) -> dict[str, Any]:
@@ -28,11 +31,34 @@ def harm_and_help(answers: dict[str, Answers], truth: Truth) -> dict[str, Any]:
         for name, answered in answers.items()
     }
     draw = labelled.resampling.draws
+    # Metadata alone is no change of the image's answer.
     return {
         name: {
             "harmed": estimate(draw(mean_of(right["image"] & ~right[name]))),
             "helped": estimate(draw(mean_of(~right["image"] & right[name]))),
         }
-        for name in CONDITIONS
-        if name in right
+        for name in right
+        if name not in ("image", "metadata")
     }
+
+
+def worst_harms(answers: dict[str, Answers], truth: Truth, *, count: int) -> IntArray:
+    """Return the rows that extrapolated metadata made wrong, the largest fall of the truth first.
+
+    Args:
+        answers: of the N rows; `image` and `extrapolated` among them.
+        truth: what is known of the rows; some carry a label.
+        count: rows, at most.
+    """
+    labelled = truth.labelled
+    if isinstance(labelled, str):
+        return np.zeros(0, np.int64)
+    before, after = (
+        answers[name].probabilities[labelled.rows] for name in ("image", "extrapolated")
+    )
+    was, is_now = (balanced_decision(p, truth.prior) == labelled.label for p in (before, after))
+    own = np.arange(len(labelled.rows))
+    fall = before[own, labelled.label] - after[own, labelled.label]
+    harmed = np.flatnonzero(was & ~is_now)
+    chosen: IntArray = labelled.rows[harmed[np.argsort(-fall[harmed], kind="stable")][:count]]
+    return chosen

@@ -1,7 +1,8 @@
 """Pages of pictures: what a search finds, where the network looks, and how few labels do."""
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,20 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
+from bundle.fields import Record, Value
 from bundle.images import standardise
 from cohort.cohort import Cohort
+from training.conditions import Answers
 from training.data import Rows, Squares
 from training.frozen import Frozen
 from training.image_encoder import ImageEncoder
+from training.metrics import balanced_decision
 from training.representation import Representation
 from training.retrieval import Nearest
+from training.scores import Truth
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 Picture = npt.NDArray[np.uint8]
 HIT, MISS = "#009e73", "#d55e00"
 QUERIES, TILE = 10, 1.35
@@ -127,6 +133,45 @@ def _tile(axes: Any, picture: Picture, title: str, colour: str) -> None:
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set(color=colour, linewidth=2)
+
+
+def harm_page(
+    rows: IntArray,
+    squares: Squares,
+    answers: Mapping[str, Answers],
+    guessed: Sequence[Record],
+    truth: Truth,
+) -> Figure:
+    """Return the pictures that extrapolated metadata made wrong, with what it said of them.
+
+    Args:
+        rows: (M,) int64, which of the N.
+        squares: the N pictures.
+        answers: of the N rows; `image` and `extrapolated` among them.
+        guessed: N records of neighbours' answers.
+        truth: what is known of the rows.
+    """
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(3.1 * columns, 3.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    decided = {
+        name: balanced_decision(answers[name].probabilities, truth.prior)
+        for name in ("image", "extrapolated")
+    }
+    for axes, i in zip(grid.flat, rows.tolist(), strict=False):
+        axes.imshow(squares.read([i])[0])
+        before, after = (truth.labels[decided[name][i]] for name in ("image", "extrapolated"))
+        said = ", ".join(f"{k} {_short(v)}" for k, v in guessed[i].items() if v is not None)
+        axes.set_title(f"{before}, with guesses {after}\n{textwrap.fill(said, 44)}", fontsize=7)
+    figure.suptitle("Right by the image, wrong with extrapolated metadata", fontsize=10)
+    return figure
+
+
+def _short(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def attention_page(tower: ImageEncoder, squares: Squares, rows: Rows) -> Figure:

@@ -275,9 +275,49 @@ def _metadata(metrics: Metrics, mark: str | None) -> Iterator[str]:
         yield from ("", f"No extrapolation: {extrapolation['reason']}.")
         return
     rows = [_field_cells(name, f) for name, f in extrapolation["fields"].items()]
-    header = ["extrapolated field", "answered", "compared", "right", "mean absolute error"]
+    header = [
+        "extrapolated field",
+        "answered",
+        "compared",
+        "right",
+        "mean absolute error",
+        "commonest value right",
+    ]
     yield from table(header, rows, mark)
     yield "A number is right when it lies within one standard deviation of training's values."
+    yield from _study(extrapolation["study"], mark)
+
+
+def _study(study: Metrics, mark: str | None) -> Iterator[str]:
+    yield from ("", "### Is it the neighbours' metadata?", "")
+    if "reason" in study:
+        yield f"None: {study['reason']}."
+        return
+    yield (
+        "Metadata of neighbours, of another image's neighbours (shuffled), and drawn field by "
+        "field from the catalogue (marginal); all calibrated as extrapolated, differences paired."
+    )
+    columns = ("balanced_accuracy", "macro_auroc")
+    header = [
+        "",
+        *(TITLES[k] for k in columns),
+        *(f"{TITLES[k]} minus image's" for k in columns),
+        TITLES["expected_calibration_error"],
+        "right made wrong",
+        "wrong made right",
+    ]
+    rows = [
+        [
+            name,
+            *(show(f[k]) for k in columns),
+            *(show(f["minus_image"][k]) for k in columns),
+            show(f["expected_calibration_error"]),
+            show(f.get("harmed")),
+            show(f.get("helped")),
+        ]
+        for name, f in study.items()
+    ]
+    yield from table(header, rows, mark)
 
 
 def _field_cells(name: str, figures: Metrics) -> list[str]:
@@ -289,6 +329,9 @@ def _field_cells(name: str, figures: Metrics) -> list[str]:
         str(figures["compared"]),
         f"none: {figures['reason']}" if accuracy is None else f"{accuracy:.3f}",
         "" if error is None else f"{error:.3g}",
+        ""
+        if figures["commonest_value_right"] is None
+        else f"{figures['commonest_value_right']:.3f}",
     ]
 
 

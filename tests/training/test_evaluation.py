@@ -382,6 +382,24 @@ def test_differences_are_those_of_the_figures(made: tuple[dict[str, Any], Path])
             assert difference[metric]["low"] <= difference[metric]["high"]
 
 
+def test_pseudo_metadata_stands_beside_the_neighbours(made: tuple[dict[str, Any], Path]) -> None:
+    metrics, out = made
+    found = metrics["extrapolation"]
+    assert 0 < found["filled_share"] <= 1
+    assert set(found["study"]) == {"image", "extrapolated", "shuffled", "marginal"}
+    for name, figures in found["study"].items():
+        for metric in ("balanced_accuracy", "macro_auroc"):
+            assert figures[metric]["value"] == pytest.approx(
+                found["study"]["image"][metric]["value"] + figures["minus_image"][metric]["value"]
+            )
+        if name in metrics["conditions"]:
+            own = metrics["conditions"][name]
+            assert figures["macro_auroc"] == own["macro_auroc"]
+            assert figures["expected_calibration_error"] == own["expected_calibration_error"]
+    report = (out / "report.md").read_text()
+    assert "| marginal |" in report
+
+
 def test_neighbours_of_the_own_patient_have_no_voice(
     made: tuple[dict[str, Any], Path], folder: Path, bundle: Path, catalogue: Path
 ) -> None:
@@ -393,7 +411,12 @@ def test_neighbours_of_the_own_patient_have_no_voice(
     own = make_cohort(folder / "own", told)
     got = evaluate(bundle, own, folder / "own out", splits=("all",), catalogue=catalogue)
     fields = got["extrapolation"]["fields"]
-    assert fields["anatom_site"] == {"fill_share": 1.0, "compared": len(told), "accuracy": 1.0}
+    assert fields["anatom_site"] == {
+        "fill_share": 1.0,
+        "compared": len(told),
+        "accuracy": 1.0,
+        "commonest_value_right": 0.0,
+    }
     assert fields["itch"]["accuracy"] == 0.0
     assert made[0]["extrapolation"]["fields"]["anatom_site"]["fill_share"] > 0
 
