@@ -23,6 +23,7 @@ from training.config import FitSettings
 from training.data import Rows
 from training.features import LEVELS
 from training.heads import Classifier
+from training.missingness import PatternBalance
 from training.model import Slimp
 from training.precision import is_bf16
 from training.sampler import PatientBatches
@@ -41,39 +42,82 @@ FeatureBatches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What M training rows show of themselves.
+
+    Attributes:
+        records: by level.
+        show_image: (M,) bool.
+        weight: (M,) float32 of the loss.
+    """
+
+    records: dict[Level, EncodedRecords]
+    show_image: npt.NDArray[np.bool_]
+    weight: FloatArray
+
+
+@dataclass(frozen=True)
 class ConditionRecords:
     """The same N rows' encoded records, as given and as extrapolated, by level."""
 
     given: dict[Level, EncodedRecords]
     extrapolated: dict[Level, EncodedRecords]
+    balance: PatternBalance | None
 
     @classmethod
     def of(
-        cls, given: list[Record], extrapolated: list[Record], schema: FieldSchema
+        cls,
+        rows: Rows,
+        extrapolated: list[Record],
+        schema: FieldSchema,
+        *,
+        balance_missing: bool = True,
     ) -> "ConditionRecords":
+        """Encode.
+
+        Args:
+            rows: the N rows, with their own records and labels.
+            extrapolated: N records of neighbours' answers.
+            schema: the fields.
+            balance_missing: whether what is missing is made to go with no label.
+        """
+
         def encode(records: list[Record]) -> dict[Level, EncodedRecords]:
             return {level: encode_records(records, schema.at(level)) for level in LEVELS}
 
-        return cls(encode(given), encode(extrapolated))
+        given = encode(rows.records)
+        present = np.concatenate([given[level].present for level in LEVELS], axis=1)
+        balance = PatternBalance(present, rows.label) if balance_missing else None
+        return cls(given, encode(extrapolated), balance)
 
-    def draw(
-        self, index: npt.NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[dict[Level, EncodedRecords], npt.NDArray[np.bool_]]:
-        """Return records under a random condition a row, and (M,) bool: show the image."""
+    def draw(self, index: npt.NDArray[np.int64], rng: np.random.Generator) -> Drawn:
+        """Return records under a random condition a row, some without their image."""
         fate = rng.random(len(index))
         given = fate < GIVEN_SHARE
         extrapolated = ~given & (fate < GIVEN_SHARE + EXTRAPOLATED_SHARE)
         thinning = np.where(rng.random(len(index)) < THINNED_SHARE, rng.random(len(index)), 0)
         records: dict[Level, EncodedRecords] = {}
+        shown, weight = self._shown(index, rng)
         for level in LEVELS:
             own, guessed = self.given[level].rows(index), self.extrapolated[level].rows(index)
             kept = rng.random(own.present.shape) >= thinning[:, None]
-            present = np.where(given[:, None], own.present & kept, guessed.present)
+            present = np.where(given[:, None], shown[level] & kept, guessed.present)
             present &= (given | extrapolated)[:, None]
             values = np.where(given[:, None], own.values, guessed.values)
             records[level] = EncodedRecords(values.astype(np.float32), present)
         show = ~(given & (rng.random(len(index)) < NO_IMAGE_SHARE))
-        return records, show
+        return Drawn(records, show, np.where(given, weight, 1).astype(np.float32))
+
+    def _shown(
+        self, index: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[dict[Level, npt.NDArray[np.bool_]], FloatArray]:
+        """Return (M, F) bool fields that are shown by level, and (M,) float32 weights."""
+        own = {level: self.given[level].present[index] for level in LEVELS}
+        if self.balance is None:
+            return own, np.ones(len(index), np.float32)
+        shown, weight = self.balance.draw(index, rng)
+        lesion, patient = np.split(shown, [own["lesion"].shape[1]], axis=1)
+        return {"lesion": lesion, "patient": patient}, weight
 
 
 def feature_table(embeddings: FloatArray, size: int, seed: int) -> FeatureBatches:
@@ -151,10 +195,14 @@ def train_classifier(
     step = 0
     while step < total:
         for features, index in batches():
-            drawn, show = records.draw(index.numpy(), rng)
-            logits = classify(towers, classifier, features.to(device), drawn, show)
+            drawn = records.draw(index.numpy(), rng)
+            logits = classify(
+                towers, classifier, features.to(device), drawn.records, drawn.show_image
+            )
             # Balanced logits: the prior is added here and again, refitted, in calibration.
-            loss = cross_entropy(logits + log_prior, label[index].to(device))
+            target = label[index].to(device)
+            losses = cross_entropy(logits + log_prior, target, reduction="none")
+            loss = (losses * torch.from_numpy(drawn.weight).to(device)).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

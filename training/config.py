@@ -192,6 +192,9 @@ class FitSettings(Section):
     folds: int = Field(3, ge=2, le=10, description="cross-fitting folds for the context model")
     context_width: Count = Field(64, description="token width of the context model")
     context_epochs: Count = Field(40, description="passes over the patients")
+    balance_missing: bool = Field(
+        True, description="draw and weight missing fields so that they go with no label"
+    )
     alpha: float = Field(0.1, gt=0, lt=0.5, description="conformal miss rate")
 
 

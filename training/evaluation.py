@@ -42,6 +42,7 @@ from training.features import embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
 from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
 from training.harm import harm_and_help, worst_harms
+from training.missing_figures import blanked, indicators_alone
 from training.pages import attention_page, frozen_pages, harm_page
 from training.progress import StageReport, silent
 from training.report import PREDICTED, Evaluation, write_report
@@ -218,9 +219,8 @@ class Judging:
         embeddings = embed_rows(self.fitted.encoders, squares, report=partial(self.report, "embed"))
         guessed = self._guess(embeddings, catalogue)
         judged = self._judge(embeddings, guessed)
-        frozen = FrozenFeatures(self.fitted, self.cohort, self.rows, self.report).measure(
-            squares, embeddings, self.accepted.records
-        )
+        asking = FrozenFeatures(self.fitted, self.cohort, self.rows, self.report)
+        frozen = asking.measure(squares, embeddings, self.accepted.records)
         metrics = {
             "bootstrap": {"samples": SAMPLES, "seed": SEED, "interval": "95 % percentile"},
             "meaning": MEANING,
@@ -243,6 +243,7 @@ class Judging:
             else self._against(anchor, judged),
             "extrapolation": self._extrapolation(embeddings, guessed, judged),
             "missing_metadata": self._hide(embeddings),
+            "missingness": self._missingness(embeddings, asking.reference),
             "patients": self._patients(embeddings),
             "frozen": frozen.figures if isinstance(frozen, Frozen) else null(frozen),
         }
@@ -359,6 +360,22 @@ class Judging:
             figures = headline(answered.probabilities, self.truth)
             curve.append({"hidden_share": share, **figures})
         return curve
+
+    def _missingness(self, embeddings: FloatArray, train: Rows) -> dict[str, Any]:
+        fields, records = self.accepted.fields, self.accepted.records
+        known = accept_records(train.records, self.cohort.schema, self.fitted.schema).records
+        return {
+            "indicators_alone": indicators_alone(fields, known, train.label, records, self.truth),
+            "blanked": blanked(
+                self.fitted,
+                embeddings,
+                records,
+                fields,
+                self.rows.group_id,
+                samples=SAMPLES,
+                seed=SEED,
+            ),
+        }
 
     def _patients(self, embeddings: FloatArray) -> dict[str, Any]:
         if not self.cohort.has_patients:

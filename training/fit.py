@@ -202,9 +202,7 @@ class Fitting:
     ) -> None:
         settings = self.config.fit
         rows = part.rows.take(index)
-        records = ConditionRecords.of(
-            rows.records, [part.extrapolated[i] for i in index], self.schema
-        )
+        records = self._conditions(rows, [part.extrapolated[i] for i in index])
         train_classifier(
             towers,
             classifier,
@@ -217,6 +215,10 @@ class Fitting:
             seed=self.config.seed,
             report=partial(self.report, "classifier"),
         )
+
+    def _conditions(self, rows: Rows, extrapolated: list[Record]) -> ConditionRecords:
+        balance = self.config.fit.balance_missing
+        return ConditionRecords.of(rows, extrapolated, self.schema, balance_missing=balance)
 
     def _tune(self, train: Part) -> None:
         config = self.config
@@ -234,7 +236,7 @@ class Fitting:
             self.classifier,
             tuned_features(self.towers, loader, augment, batches, config.precision),
             train.rows,
-            ConditionRecords.of(train.rows.records, train.extrapolated, self.schema),
+            self._conditions(train.rows, train.extrapolated),
             config.fit,
             tune=True,
             steps_per_epoch=len(batches),

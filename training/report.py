@@ -271,6 +271,7 @@ def _metadata(metrics: Metrics, mark: str | None) -> Iterator[str]:
         columns = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
         rows = [[f"{p['hidden_share']:.0%}", *(show(p[k]) for k in columns)] for p in curve]
         yield from table(["columns hidden", *(TITLES[k] for k in columns)], rows, mark)
+    yield from _missingness(metrics["missingness"])
     if "reason" in extrapolation:
         yield from ("", f"No extrapolation: {extrapolation['reason']}.")
         return
@@ -318,6 +319,26 @@ def _study(study: Metrics, mark: str | None) -> Iterator[str]:
         for name, f in study.items()
     ]
     yield from table(header, rows, mark)
+
+
+def _missingness(missing: Metrics) -> Iterator[str]:
+    alone, moved = missing["indicators_alone"], missing["blanked"]
+    yield ""
+    if "reason" in alone:
+        yield f"- Which fields are missing says nothing that could be measured: {alone['reason']}."
+    else:
+        yield (
+            "- A model that sees only which fields are missing: macro AUROC "
+            f"{show(alone['macro_auroc'])}, malignant AUROC {show(alone['malignant_auroc'])}."
+        )
+    if "reason" in moved:
+        yield f"- Records blanked to the commonest gaps: none, {moved['reason']}."
+        return
+    yield (
+        f"- {moved['images']} records blanked to the commonest gaps ({', '.join(moved['missing'])} "
+        f"missing): malignancy moves by {show(moved['mean_change'])} on average, in size by "
+        f"{show(moved['mean_size_of_change'])}."
+    )
 
 
 def _field_cells(name: str, figures: Metrics) -> list[str]:

@@ -245,9 +245,11 @@ def test_training_rows_show_every_condition(cohort: Cohort) -> None:
     rows = load_rows(cohort, ["train"], LABELS)
     schema = fit_schema(cohort.schema, rows)
     guess: Record = {"diameter_mm": 99.0, "sex": "male"}
-    table = ConditionRecords.of(rows.records, [guess] * len(rows), schema)
+    table = ConditionRecords.of(rows, [guess] * len(rows), schema, balance_missing=False)
     index = np.tile(np.arange(len(rows)), 40)
-    drawn, show = table.draw(index, np.random.default_rng(0))
+    both = table.draw(index, np.random.default_rng(0))
+    drawn, show = both.records, both.show_image
+    assert (both.weight == 1).all()
     lesion, patient = drawn["lesion"], drawn["patient"]
     guessed = lesion.values[:, 0] == table.extrapolated["lesion"].values[0, 0]
     missing = ~(lesion.present.any(1) | patient.present.any(1))
