@@ -238,7 +238,7 @@ def run(folder: Path, out: Path, steps: int) -> None:
             "peak memory, GiB": f"{peak:.2f}",
             "memory after the first step, GiB": f"{lines[0]['memory_mib'] / 2**10:.2f}",
             "images per second, median": f"{median(lines, 'images_per_second'):.1f}",
-            "share of a step that waits for images, median": f"{median(lines, 'data_wait_share'):.4f}",
+            "share of it that waits for images": f"{median(lines, 'data_wait_share'):.4f}",
             "minutes": f"{(time.perf_counter() - start) / 60:.1f}",
         }
     )
