@@ -197,7 +197,8 @@ class Cohort:
         columns = [name for name in arrow_schema(self.schema).names if name != "image"]
         parts = []
         for number, shard in enumerate(self.info.shards):
-            part = self._reading(shard.file, self._file(number).read, columns=columns)
+            opened = self._open_shard(number, pre_buffer=True)
+            part = self._reading(shard.file, opened.read, columns=columns)
             if part.num_rows != shard.rows:
                 raise CohortError(
                     f"{shard.file}: expected {shard.rows} rows, got {part.num_rows}: "
@@ -226,14 +227,22 @@ class Cohort:
     def _file(self, number: int) -> Any:
         files = self._opened().files
         if number not in files:
-            shard = self.info.shards[number].file
-            opened = self._reading(
-                shard, pq.ParquetFile, self.path / shard, page_checksum_verification=True
-            )
-            if not opened.schema_arrow.equals(arrow_schema(self.schema)):
-                raise CohortError(f"{shard}: its columns are not those of {COHORT_JSON}")
-            files[number] = opened
+            # Ahead of one row group at a time nothing is worth reading.
+            files[number] = self._open_shard(number, pre_buffer=False)
         return files[number]
+
+    def _open_shard(self, number: int, *, pre_buffer: bool) -> Any:
+        shard = self.info.shards[number].file
+        opened = self._reading(
+            shard,
+            pq.ParquetFile,
+            self.path / shard,
+            page_checksum_verification=True,
+            pre_buffer=pre_buffer,
+        )
+        if not opened.schema_arrow.equals(arrow_schema(self.schema)):
+            raise CohortError(f"{shard}: its columns are not those of {COHORT_JSON}")
+        return opened
 
     def _row_groups(self) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
         """Return each row group's first row, and its place as (shard, row group)."""

@@ -18,6 +18,7 @@ import pytest
 
 from bundle.errors import CohortError
 from bundle.fields import FieldSchema
+from cohort import shards
 from cohort.cohort import Cohort, group_hashes
 from cohort.rows import LesionImage, Source
 from cohort.splits import SPLITS
@@ -34,7 +35,10 @@ def prepared(
 ) -> tuple[Path, list[LesionImage]]:
     rows = [make_row(number) for number in range(ROWS)]
     path = tmp_path_factory.mktemp("prepared") / "cohort"
-    prepare(make_source(rows), path)
+    with pytest.MonkeyPatch.context() as patch:
+        # Several row groups of a few rows.
+        patch.setattr(shards, "ROWS_PER_GROUP", 64)
+        prepare(make_source(rows), path)
     return path, rows
 
 
