@@ -158,7 +158,7 @@ class Cohort:
         chosen = groups if rows is None else groups.take(self._positions(rows))
         return list(chosen.to_pylist())
 
-    def images(self, rows: RowNumbers) -> list[bytes]:
+    def images(self, rows: Sequence[int]) -> list[bytes]:
         """Return the image files' bytes of these rows, in this order.
 
         Raises:
