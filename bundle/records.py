@@ -44,6 +44,20 @@ class EncodedRecords:
         return EncodedRecords(self.values[chosen], self.present[chosen])
 
 
+@dataclass(frozen=True)
+class FieldColumn:
+    """One field of N records.
+
+    Attributes:
+        numbers: (N,) float64. Numeric: the value in the field's unit; categorical: position in
+            `categories`; boolean: 0 or 1; missing: 0.
+        present: (N,) bool, False where the value is missing.
+    """
+
+    numbers: npt.NDArray[np.float64]
+    present: npt.NDArray[np.bool_]
+
+
 def encode_records(
     records: Sequence[Mapping[str, Value]], fields: Sequence[Field]
 ) -> EncodedRecords:
@@ -57,37 +71,62 @@ def encode_records(
         OutOfRange: a number lies so far from the training values that no encoder can read it.
         ValueError: a numeric field has no fitted mean and std.
     """
-    values = np.zeros((len(records), len(fields)), np.float32)
-    present = np.zeros((len(records), len(fields)), np.bool_)
-    for column, field in enumerate(fields):
-        code = _encoder_of(field)
-        for row, record in enumerate(records):
-            value = record.get(field.name)
-            if value is not None:
-                values[row, column] = code(value)
-                present[row, column] = True
+    return encode_columns([_column_of(records, field) for field in fields], fields, len(records))
+
+
+def encode_columns(
+    columns: Sequence[FieldColumn], fields: Sequence[Field], count: int
+) -> EncodedRecords:
+    """Return columns as (N, F) float32 values and (N, F) bool presence.
+
+    Args:
+        columns: F of them, one a field.
+        fields: the F fields, of one level, in order.
+        count: N, which no columns would not tell.
+
+    Raises:
+        OutOfRange: a number lies so far from the training values that no encoder can read it.
+        ValueError: a numeric field has no fitted mean and std.
+    """
+    values = np.zeros((count, len(fields)), np.float32)
+    present = np.zeros((count, len(fields)), np.bool_)
+    for place, (column, field) in enumerate(zip(columns, fields, strict=True)):
+        known = column.present
+        values[known, place] = _codes(column.numbers[known], field)
+        present[:, place] = known
     return EncodedRecords(values, present)
 
 
-def _encoder_of(field: Field) -> Callable[[Any], float]:
-    if field.kind == "categorical":
-        return {c: float(i) for i, c in enumerate(field.categories)}.__getitem__
-    if field.kind == "boolean":
-        return float
+def _codes(numbers: npt.NDArray[np.float64], field: Field) -> npt.NDArray[np.float64]:
+    """Return what an encoder reads in the place of these values, none of them missing."""
+    if field.kind != "numeric":
+        return numbers
     if field.mean is None or field.std is None:
         raise ValueError(f"{field.name}: mean and std are not fitted; call fit_fields first")
-    mean, std = field.mean, field.std
+    with np.errstate(over="ignore"):
+        codes = (numbers - field.mean) / field.std
+    if len(far := np.flatnonzero(~(np.abs(codes) <= MAX_STANDARDISED))):
+        raise OutOfRange(
+            f"{field.name}: expected a number near the training mean {field.mean:g}, got "
+            f"{float(numbers[far[0]])!r}",
+            field=field.name,
+        )
+    return codes
 
-    def standardise(value: float) -> float:
-        code = (float(value) - mean) / std
-        if not abs(code) <= MAX_STANDARDISED:
-            raise OutOfRange(
-                f"{field.name}: expected a number near the training mean {mean:g}, got {value!r}",
-                field=field.name,
-            )
-        return code
 
-    return standardise
+def _column_of(records: Sequence[Mapping[str, Value]], field: Field) -> FieldColumn:
+    number = _number_of(field)
+    values = [record.get(field.name) for record in records]
+    return FieldColumn(
+        numbers=np.array([0.0 if v is None else number(v) for v in values], np.float64),
+        present=np.array([v is not None for v in values], np.bool_),
+    )
+
+
+def _number_of(field: Field) -> Callable[[Any], float]:
+    if field.kind == "categorical":
+        return {c: float(i) for i, c in enumerate(field.categories)}.__getitem__
+    return float
 
 
 def fit_fields(
@@ -97,15 +136,20 @@ def fit_fields(
 
     A field without a present value gets mean 0 and std 1; a constant one gets std 1.
     """
-    fitted = []
-    for field in fields:
-        if field.kind != "numeric":
-            fitted.append(field)
-            continue
-        known = [r[field.name] for r in records if r.get(field.name) is not None]
-        numbers = np.asarray(known or [0.0], np.float64)
-        # The deviation of equal numbers is not always exactly 0: three times 0.1 gives 1e-17.
-        spread = float(numbers.std()) if numbers.min() < numbers.max() else 0.0
-        update = {"mean": float(numbers.mean()), "std": spread if spread > 0 else 1.0}
-        fitted.append(field.model_copy(update=update))
-    return tuple(fitted)
+    return fit_columns(fields, [_column_of(records, field) for field in fields])
+
+
+def fit_columns(fields: Sequence[Field], columns: Sequence[FieldColumn]) -> tuple[Field, ...]:
+    """Return the fields fitted as `fit_fields` does, on one column a field."""
+    return tuple(_fitted(f, column) for f, column in zip(fields, columns, strict=True))
+
+
+def _fitted(field: Field, column: FieldColumn) -> Field:
+    if field.kind != "numeric":
+        return field
+    known = column.numbers[column.present]
+    numbers = known if len(known) else np.zeros(1)
+    # The deviation of equal numbers is not always exactly 0: three times 0.1 gives 1e-17.
+    spread = float(numbers.std()) if numbers.min() < numbers.max() else 0.0
+    update = {"mean": float(numbers.mean()), "std": spread if spread > 0 else 1.0}
+    return field.model_copy(update=update)

@@ -19,13 +19,15 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from bundle.errors import CohortError
-from bundle.fields import FieldSchema, Record
+from bundle.fields import Field, FieldSchema, Record
+from bundle.records import FieldColumn
 from cohort.info import COHORT_JSON, FORMAT_VERSION, CohortInfo
 from cohort.shards import arrow_schema
 from cohort.splits import SPLITS, Split
 
 # Row groups whose images a thread keeps: a patient's rows lie together, so a few are enough.
 CACHED_ROW_GROUPS = 4
+RowNumbers = Sequence[int] | npt.NDArray[np.int64]
 
 
 class Cohort:
@@ -113,7 +115,7 @@ class Cohort:
             raise CohortError(f"expected a split for every group, {len(lacking)} have none")
         return Cohort(self.path, self.info, dict(splits))
 
-    def records(self, rows: Sequence[int]) -> list[Record]:
+    def records(self, rows: RowNumbers) -> list[Record]:
         """Return the records of these rows, in this order; a missing field is absent."""
         chosen = self.table().take(self._positions(rows)).select(self.schema.names)
         if not self.schema.names:
@@ -123,7 +125,33 @@ class Cohort:
             for record in chosen.to_pylist()
         ]
 
-    def group_ids(self, rows: Sequence[int] | None = None) -> list[str]:
+    def column(self, field: Field, rows: RowNumbers) -> FieldColumn:
+        """Return a field of these rows as numbers, in this order, without making records.
+
+        Args:
+            field: its categories number the values; a field that the cohort lacks is missing.
+            rows: stable positions.
+
+        Raises:
+            CohortError: a value is none of the field's categories, or a row is outside the cohort.
+        """
+        positions = self._positions(rows)
+        if field.name not in self.schema.names:
+            return FieldColumn(np.zeros(len(positions)), np.zeros(len(positions), np.bool_))
+        values = self.table()[field.name].take(positions)
+        present = pc.is_valid(values).to_numpy()
+        if field.kind == "categorical":
+            codes = pc.index_in(values, value_set=pa.array(field.categories, pa.string()))
+            if strange := pc.unique(values.filter(pc.and_(pc.is_valid(values), pc.is_null(codes)))):
+                raise CohortError(
+                    f"{field.name}: expected one of {', '.join(field.categories)}, "
+                    f"got {strange[0].as_py()!r}: prepare the cohort with those categories"
+                )
+            values = codes
+        numbers = values.cast(pa.float64()).fill_null(0.0).to_numpy()
+        return FieldColumn(numbers, present)
+
+    def group_ids(self, rows: RowNumbers | None = None) -> list[str]:
         """Return each row's patient id, or its lesion id where there is none; None: of all rows."""
         table = self.table()
         groups = pc.coalesce(table["patient_id"], table["lesion_id"])
@@ -159,7 +187,7 @@ class Cohort:
         listed = _read_list(self.path / self.info.value_errors_file)
         return [(row, field, kind, reason) for row, field, kind, reason in listed]
 
-    def _positions(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+    def _positions(self, rows: RowNumbers) -> npt.NDArray[np.int64]:
         positions = np.asarray(rows, np.int64).reshape(-1)
         if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
             raise CohortError(f"expected rows from 0 to {len(self) - 1}, got one outside")
@@ -169,7 +197,8 @@ class Cohort:
         columns = [name for name in arrow_schema(self.schema).names if name != "image"]
         parts = []
         for number, shard in enumerate(self.info.shards):
-            part = self._reading(shard.file, self._file(number).read, columns=columns)
+            opened = self._open_shard(number, pre_buffer=True)
+            part = self._reading(shard.file, opened.read, columns=columns)
             if part.num_rows != shard.rows:
                 raise CohortError(
                     f"{shard.file}: expected {shard.rows} rows, got {part.num_rows}: "
@@ -198,14 +227,22 @@ class Cohort:
     def _file(self, number: int) -> Any:
         files = self._opened().files
         if number not in files:
-            shard = self.info.shards[number].file
-            opened = self._reading(
-                shard, pq.ParquetFile, self.path / shard, page_checksum_verification=True
-            )
-            if not opened.schema_arrow.equals(arrow_schema(self.schema)):
-                raise CohortError(f"{shard}: its columns are not those of {COHORT_JSON}")
-            files[number] = opened
+            # Ahead of one row group at a time nothing is worth reading.
+            files[number] = self._open_shard(number, pre_buffer=False)
         return files[number]
+
+    def _open_shard(self, number: int, *, pre_buffer: bool) -> Any:
+        shard = self.info.shards[number].file
+        opened = self._reading(
+            shard,
+            pq.ParquetFile,
+            self.path / shard,
+            page_checksum_verification=True,
+            pre_buffer=pre_buffer,
+        )
+        if not opened.schema_arrow.equals(arrow_schema(self.schema)):
+            raise CohortError(f"{shard}: its columns are not those of {COHORT_JSON}")
+        return opened
 
     def _row_groups(self) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
         """Return each row group's first row, and its place as (shard, row group)."""

@@ -12,8 +12,9 @@ from cohort.info import FIXED_COLUMNS, Shard
 from cohort.rows import LesionImage
 from cohort.splits import Split
 
-# One image is read by reading its row group, so a row group is small in rows and in bytes.
-ROWS_PER_GROUP = 64
+# One image is read by reading its row group, so a row group is small in bytes; but every column of
+# every row group costs the table's reading, so it is not small in rows (docs/scale.md).
+ROWS_PER_GROUP = 256
 GROUP_BYTES = 4_000_000
 SHARD_BYTES = 256_000_000
 SHARD_FOLDER = "shards"

@@ -145,6 +145,11 @@ class OptimiserSettings(Section):
     """AdamW with linear warm-up and cosine decay to zero."""
 
     epochs: Count = 10
+    steps: Count | None = Field(
+        None,
+        description="steps after which a run ends, if its epochs have not before; the learning "
+        "rate decays over them",
+    )
     patience: Count | None = Field(
         None,
         description="epochs without a lower loss on the val split after which a run ends; none "

@@ -1,11 +1,13 @@
 """A prepared cohort as arrays and batches for torch.
 
-Records are encoded once and kept; images are read and decoded when a batch asks for them.
+Records are encoded once, from the cohort's columns; images are read and decoded when a batch asks
+for them.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bundle.fields import FieldSchema, Level, Record
 from bundle.images import ImageInput, decode_image, resize_image
-from bundle.records import EncodedRecords, encode_records, fit_fields
+from bundle.records import EncodedRecords, encode_columns, fit_columns
 from cohort.cohort import Cohort
 
 IntArray = npt.NDArray[np.int64]
@@ -27,6 +29,7 @@ class Rows:
     """The N images of some splits of a cohort, without their pixels.
 
     Attributes:
+        cohort: where the rows lie.
         position: (N,) int64, the rows' places in the cohort.
         image_id: N ids.
         lesion: (N,) int64, which lesion; numbers of no meaning beyond equality.
@@ -35,9 +38,9 @@ class Rows:
         label: (N,) int64 position in the labels, -1 where there is none.
         malignant: (N,) int64, 1, 0, or -1 where it is not known.
         split: (N,) the rows' splits.
-        records: N canonical records of both levels.
     """
 
+    cohort: Cohort
     position: IntArray
     image_id: list[str]
     lesion_id: list[str]
@@ -47,7 +50,6 @@ class Rows:
     label: IntArray
     malignant: IntArray
     split: npt.NDArray[np.str_]
-    records: list[Record]
 
     def __len__(self) -> int:
         return len(self.position)
@@ -57,14 +59,21 @@ class Rows:
         places = np.asarray(chosen)
         # NumPy makes an empty list float, which is no index.
         index = np.arange(len(self))[places if places.size else []]
-        picked: dict[str, Any] = {
-            name: [value[i] for i in index] if isinstance(value, list) else value[index]
-            for name, value in self.__dict__.items()
-        }
+        picked: dict[str, Any] = {"cohort": self.cohort}
+        for name in (field.name for field in fields(self) if field.name != "cohort"):
+            value = getattr(self, name)
+            picked[name] = [value[i] for i in index] if isinstance(value, list) else value[index]
         return Rows(**picked)
 
+    @cached_property
+    def records(self) -> list[Record]:
+        """N canonical records of both levels; many rows make much of them, pre-training none."""
+        return self.cohort.records(self.position)
+
     def encode(self, schema: FieldSchema, level: Level) -> EncodedRecords:
-        return encode_records(self.records, schema.at(level))
+        """Return the records of one level as arrays, without making records."""
+        columns = [self.cohort.column(field, self.position) for field in schema.at(level)]
+        return encode_columns(columns, schema.at(level), len(self))
 
 
 def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> Rows:
@@ -85,6 +94,7 @@ def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> R
     malignant = [-1 if m is None else int(m) for m in table["malignant"].to_pylist()]
     position = table["row"].to_numpy().astype(np.int64)
     return Rows(
+        cohort=cohort,
         position=position,
         image_id=table["image_id"].to_pylist(),
         lesion_id=lesion_id,
@@ -94,7 +104,6 @@ def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> R
         label=np.array([number.get(label, -1) for label in table["label"].to_pylist()], np.int64),
         malignant=np.array(malignant, np.int64),
         split=table["split"].to_numpy(zero_copy_only=False).astype(str),
-        records=cohort.records(position),
     )
 
 
@@ -104,7 +113,8 @@ def _numbered(ids: list[str]) -> IntArray:
 
 def fit_schema(schema: FieldSchema, rows: Rows) -> FieldSchema:
     """Return the schema with numeric fields standardised on these rows."""
-    return FieldSchema(fields=fit_fields(schema.fields, rows.records))
+    columns = [rows.cohort.column(field, rows.position) for field in schema.fields]
+    return FieldSchema(fields=fit_columns(schema.fields, columns))
 
 
 class Squares(Dataset[dict[str, torch.Tensor]]):

@@ -231,10 +231,12 @@ class Trainer:
         self.progress = Progress()
 
     def _count_steps(self) -> int:
-        total = 0
+        total, limit = 0, self.config.optimiser.steps
         for epoch in range(self.config.optimiser.epochs):
             self.batches.start(epoch)
             total += len(self.batches)
+            if limit is not None and total >= limit:
+                return limit
         return total
 
     def run(self, report: StepReport) -> None:
@@ -254,7 +256,7 @@ class Trainer:
             self.model.load_state_dict(load_file(self.out / BEST))
 
     def _steps(self) -> Iterator[dict[str, float]]:
-        while self.progress.epoch < self.config.optimiser.epochs and not self._is_over():
+        while not self._is_over():
             self.batches.start(self.progress.epoch, self.progress.batch)
             mark = time.perf_counter()
             for images in one_ahead(self.loader):
@@ -268,14 +270,20 @@ class Trainer:
                 metrics["images_per_second"] = count / spent
                 metrics["data_wait_share"] = waited / spent
                 metrics["memory_mib"] = peak_memory_mib(self.accelerator.device)
-                if self.validation is not None and self.progress.batch == len(self.batches):
+                # The last step may lie within an epoch.
+                ended = self.progress.step == self.total or self.progress.batch == len(self.batches)
+                if self.validation is not None and ended:
                     metrics["val_loss"] = self._validate(self.validation)
                 yield metrics
+                if ended:
+                    break
                 mark = time.perf_counter()
             self.progress.epoch += 1
             self.progress.batch = 0
 
     def _is_over(self) -> bool:
+        if self.progress.step >= self.total:
+            return True
         patience = self.config.optimiser.patience
         return patience is not None and self.progress.epochs_since_best >= patience
 

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from bundle.errors import OutOfRange
 from bundle.fields import Field, Value
-from bundle.records import MAX_STANDARDISED, EncodedRecords, encode_records, fit_fields
+from bundle.records import (
+    MAX_STANDARDISED,
+    EncodedRecords,
+    FieldColumn,
+    encode_columns,
+    encode_records,
+    fit_columns,
+    fit_fields,
+)
 
 SIZE = Field(name="size_mm", level="lesion", kind="numeric", mean=4, std=2)
 SITE = Field(name="site", level="lesion", kind="categorical", categories=("back", "arm", "leg"))
@@ -109,6 +117,34 @@ def test_the_farthest_accepted_number_is_a_million_deviations_away() -> None:
     assert encode_records([{"size_mm": edge}], [SIZE]).values[0, 0] == MAX_STANDARDISED
     with pytest.raises(OutOfRange):
         encode_records([{"size_mm": edge + 1}], [SIZE])
+
+
+def test_columns_are_encoded_and_fitted_as_the_records_that_they_hold() -> None:
+    records: list[dict[str, Value]] = [
+        {"size_mm": 0.0, "site": "leg"},
+        {"grew": False},
+        {"size_mm": 5.0, "site": "back", "grew": True},
+    ]
+    columns = [
+        FieldColumn(np.array(numbers, np.float64), np.array(present))
+        for numbers, present in (
+            ([0, 0, 5], [True, False, True]),
+            ([2, 0, 0], [True, False, True]),
+            ([0, 0, 1], [False, True, True]),
+        )
+    ]
+    of_columns, of_records = encode_columns(columns, FIELDS, 3), encode_records(records, FIELDS)
+    np.testing.assert_array_equal(of_columns.values, of_records.values)
+    np.testing.assert_array_equal(of_columns.present, of_records.present)
+    assert fit_columns(FIELDS, columns) == fit_fields(FIELDS, records)
+    assert encode_columns([], [], 2).values.shape == (2, 0)
+
+
+def test_what_stands_in_a_missing_values_place_does_not_matter() -> None:
+    column = FieldColumn(np.array([1e300, 6.0]), np.array([False, True]))
+    np.testing.assert_array_equal(encode_columns([column], [SIZE], 2).values, [[0], [1]])
+    (fitted,) = fit_columns([SIZE], [column])
+    assert fitted.mean == 6.0
 
 
 def test_rows_are_chosen_by_position_or_by_mask() -> None:

@@ -12,12 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bundle.errors import CohortError
-from bundle.fields import FieldSchema
+from bundle.fields import Field, FieldSchema, Record
+from bundle.records import encode_columns, encode_records, fit_columns, fit_fields
+from cohort import shards
 from cohort.cohort import Cohort, group_hashes
 from cohort.rows import LesionImage, Source
 from cohort.splits import SPLITS
@@ -32,9 +35,18 @@ def prepared(
     make_row: Callable[..., LesionImage],
     make_source: Callable[..., Source],
 ) -> tuple[Path, list[LesionImage]]:
-    rows = [make_row(number) for number in range(ROWS)]
+    records: list[Record] = [
+        {"age_years": 0.0, "sex": "female"},
+        {"age_years": 41.5, "sex": "male", "itch": False},
+        {"sex": "male", "itch": True},
+        {},
+    ]
+    rows = [make_row(number, record=records[number % 4]) for number in range(ROWS)]
     path = tmp_path_factory.mktemp("prepared") / "cohort"
-    prepare(make_source(rows), path)
+    with pytest.MonkeyPatch.context() as patch:
+        # Several row groups of a few rows.
+        patch.setattr(shards, "ROWS_PER_GROUP", 64)
+        prepare(make_source(rows), path)
     return path, rows
 
 
@@ -82,6 +94,37 @@ def test_images_and_records_come_in_the_order_asked(prepared: Any) -> None:
     assert cohort.images([]) == []
     assert len(cohort) == ROWS
     assert cohort.has_patients
+
+
+def test_columns_hold_the_numbers_that_the_records_hold(prepared: Any) -> None:
+    cohort = Cohort.open(prepared[0])
+    asked = random.Random(1).choices(range(ROWS), k=37)
+    records = cohort.records(asked)
+    unfitted = cohort.schema.fields
+    fields = fit_fields(unfitted, records)
+    columns = [cohort.column(field, asked) for field in fields]
+    assert fit_columns(unfitted, columns) == fields
+    expected, found = encode_records(records, fields), encode_columns(columns, fields, 37)
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.present, expected.present)
+    assert expected.present.any(axis=0).all()
+    for column in columns:
+        assert [str(a.dtype) for a in (column.numbers, column.present)] == ["float64", "bool"]
+        assert not column.numbers[~column.present].any()
+
+
+def test_a_field_that_the_cohort_lacks_is_missing_in_every_row(prepared: Any) -> None:
+    column = Cohort.open(prepared[0]).column(
+        Field(name="size_mm", level="lesion", kind="numeric"), [3, 1]
+    )
+    assert (column.numbers.tolist(), column.present.tolist()) == ([0, 0], [False, False])
+
+
+def test_a_word_that_is_none_of_the_fields_categories_is_refused(prepared: Any) -> None:
+    cohort = Cohort.open(prepared[0])
+    sex = Field(name="sex", level="patient", kind="categorical", categories=("female", "other"))
+    with pytest.raises(CohortError, match=r"sex: expected one of female, other, got 'male'"):
+        cohort.column(sex, range(ROWS))
 
 
 @pytest.mark.parametrize("row", [-1, ROWS])

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.fields import Level
 from bundle.images import ImageInput, decode_image, prepare_image, resize_image
+from bundle.records import encode_records, fit_fields
 from cohort.cohort import Cohort
 from tests.training.squares import LABELS, tiny_config
 from training.augment import Augment
@@ -12,6 +14,7 @@ from training.config import AugmentSettings
 from training.data import Squares, fit_schema, image_loader, in_order, load_rows
 
 SPEC = ImageInput(size_px=16, resize_px=16)
+LEVELS: tuple[Level, ...] = ("lesion", "patient")
 
 
 def test_rows_hold_the_splits_they_were_asked_for(cohort: Cohort) -> None:
@@ -57,6 +60,30 @@ def test_fields_are_standardised_on_the_rows_given(cohort: Cohort) -> None:
     assert schema.resolve("age_years").mean == np.mean(np.asarray(ages, np.float64))
     values = rows.encode(schema, "patient").values[:, 0]
     assert abs(float(values.mean())) < 1e-5
+
+
+def test_neither_fitting_nor_encoding_makes_records(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of 40 fields takes kilobytes, and a cohort may have 400,000."""
+    monkeypatch.setattr(Cohort, "records", None)
+    rows = load_rows(cohort, ["train"], LABELS).take(np.arange(9))
+    schema = fit_schema(cohort.schema, rows)
+    assert [rows.encode(schema, level).values.shape for level in LEVELS] == [
+        (9, 3),
+        (9, 2),
+    ]
+
+
+def test_rows_are_encoded_as_their_records_are(cohort: Cohort) -> None:
+    rows = load_rows(cohort, ["cal"], LABELS).take([4, 0, 2])
+    schema = fit_schema(cohort.schema, rows)
+    assert schema.fields == fit_fields(cohort.schema.fields, rows.records)
+    for level in LEVELS:
+        encoded = rows.encode(schema, level)
+        expected = encode_records(rows.records, schema.at(level))
+        assert np.array_equal(encoded.values, expected.values)
+        assert np.array_equal(encoded.present, expected.present)
 
 
 def test_a_batch_of_pixels_is_what_its_rows_show(cohort: Cohort) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema
 from cohort.cohort import Cohort
-from tests.training.squares import SCHEMA, squares, tiny_config, write_cohort
+from tests.training.squares import SCHEMA, read_metrics, squares, tiny_config, write_cohort
 from training.batch import same_records
 from training.config import Config
 from training.data import load_rows
@@ -118,6 +118,32 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         for folder in (run, uninterrupted)
     ]
     assert logged[0] == logged[1]
+
+
+def test_a_run_ends_after_its_steps_wherever_in_an_epoch(
+    cohort: Cohort, uninterrupted: Path, tmp_path: Path
+) -> None:
+    both_epochs = int(read_metrics(uninterrupted)[-1]["step"])
+    epoch = both_epochs // 2
+    for asked, taken in ((epoch + 1, epoch + 1), (both_epochs + 1, both_epochs)):
+        run = tmp_path / f"{asked} steps"
+        settings = {"epochs": 2, "steps": asked, "keep_best": True}
+        pretrain(cohort, tiny_config(optimiser=settings, log_steps=1), run)
+        lines = read_metrics(run)
+        assert [line["step"] for line in lines] == list(range(1, taken + 1))
+        assert lines[-1]["learning_rate"] == 0
+        # The last step may lie within an epoch: its loss is measured all the same.
+        assert [line["step"] for line in lines if "val_loss" in line] == [epoch, taken]
+
+
+def test_a_run_of_some_steps_resumes_to_the_same_weights(cohort: Cohort, tmp_path: Path) -> None:
+    config = tiny_config(optimiser={"steps": 5}, checkpoint_steps=2)
+    pretrain(cohort, config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        pretrain(cohort, config, tmp_path / "parts", report=Stopper(3))
+    pretrain(cohort, config, tmp_path / "parts", resume=True)
+    expected, resumed = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
 
 
 def test_a_folder_that_is_taken_is_not_trained_into(pretrained: Path, cohort: Cohort) -> None:
