@@ -194,9 +194,9 @@ def say(step: int, total: int, metrics: dict[str, float]) -> None:
 
 
 FIGURES = {
-    "image": "balanced accuracy, image",
-    "record": "balanced accuracy, record",
-    "both": "balanced accuracy, image + record",
+    "image": "image",
+    "record": "record",
+    "both": "image + record",
 }
 RANKS = {
     "malignant, image": "image",
