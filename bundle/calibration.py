@@ -81,12 +81,24 @@ class Extrapolation(Frozen):
         min_similarity: cosine below which a neighbour is too far to count.
         min_support: neighbours that must have the field.
         min_agreement: least weighted share of neighbours that must agree.
+        weight: how far what they say moves an answer, from 0 (shown only) to 1 (as if given);
+            fitted, and above 0 only where it made answers on calibration lesions better.
     """
 
     neighbours: int = Field(default=15, ge=1, le=200)
     min_similarity: float = Field(default=0.5, ge=-1, le=1)
     min_support: int = Field(default=3, ge=1)
     min_agreement: float = Field(default=0.5, ge=0, le=1)
+    weight: float = Field(default=1.0, ge=0, le=1)
+
+    def weigh(self, own: FloatArray, filled: FloatArray) -> FloatArray:
+        """Return (N, C) logits `weight` of the way from the own records' to the filled ones'.
+
+        Args:
+            own: (N, C) float32 logits with what is known alone.
+            filled: (N, C) float32 logits with the neighbours' answers in its gaps.
+        """
+        return own + np.float32(self.weight) * (filled - own)
 
 
 class Calibration(Frozen):

@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.calibration import (
-    Condition,
     FloatArray,
     prediction_set,
     shift_odds,
     shift_prevalence,
 )
-from bundle.fields import Record
-from service.metadata import Metadata
+from service.metadata import Known, Metadata
 from service.models import Models, embed_known, finite
 from service.pictures import LesionPictures
 from service.schemas import AnswerWarning, Assessment
@@ -31,8 +29,8 @@ class Judgements:
     Attributes:
         probabilities: (N, C) float32, rows sum to 1.
         malignancy: (N,) float32 in [0, 1].
-        lesion_record: (N, D) float32 features of the lesions' records.
-        lesion_present: (N,) bool, whether a lesion field is known.
+        lesion_record: (N, D) float32 features of the lesions' records, given values alone.
+        lesion_present: (N,) bool, whether a lesion field is given.
     """
 
     probabilities: FloatArray
@@ -41,41 +39,52 @@ class Judgements:
     lesion_present: npt.NDArray[np.bool_]
 
 
-def judge(
-    models: Models,
-    embeddings: FloatArray,
-    records: Sequence[Record],
-    conditions: Sequence[Condition],
-) -> Judgements:
+def judge(models: Models, embeddings: FloatArray, metadata: Sequence[Known]) -> Judgements:
     """Return what the classifier makes of N lesions.
+
+    Neighbours' guesses move an answer as far as the bundle's calibration says, and nothing else.
 
     Args:
         models: the loaded bundle.
         embeddings: (N, D) float32 image features, not normalised.
-        records: N canonical records, lesion and patient fields together.
-        conditions: N, which calibration holds for each.
+        metadata: N, lesion and patient fields together.
     """
-    lesion_record, lesion_present = embed_known(models, records, "lesion")
-    patient_record, patient_present = embed_known(models, records, "patient")
-    logits = models.encoders.classify(
-        embeddings,
-        lesion_record,
-        patient_record,
-        image_present=np.ones(len(embeddings), np.bool_),
-        lesion_present=lesion_present,
-        patient_present=patient_present,
-    )
+    lesion = embed_known(models, [known.record for known in metadata], "lesion")
+    patient = embed_known(models, [known.record for known in metadata], "patient")
+    logits = _classify(models, embeddings, lesion, patient)
+    guessed = [row for row, known in enumerate(metadata) if known.filled != known.record]
+    extrapolation = models.calibration.extrapolation
+    if guessed and extrapolation.weight > 0:
+        filled = [metadata[row].filled for row in guessed]
+        believed = _classify(
+            models,
+            embeddings[guessed],
+            embed_known(models, filled, "lesion"),
+            embed_known(models, filled, "patient"),
+        )
+        logits[guessed] = extrapolation.weigh(logits[guessed], believed)
     finite(logits, "classifier's answer")
     rows = [
-        models.calibration.probabilities(logits[row : row + 1], condition)
-        for row, condition in enumerate(conditions)
+        models.calibration.probabilities(logits[row : row + 1], known.condition)
+        for row, known in enumerate(metadata)
     ]
     probabilities = np.concatenate(rows)
-    return Judgements(
-        probabilities,
-        probabilities[:, models.malignant].sum(axis=1),
-        lesion_record,
-        lesion_present,
+    return Judgements(probabilities, probabilities[:, models.malignant].sum(axis=1), *lesion)
+
+
+def _classify(
+    models: Models,
+    embeddings: FloatArray,
+    lesion: tuple[FloatArray, npt.NDArray[np.bool_]],
+    patient: tuple[FloatArray, npt.NDArray[np.bool_]],
+) -> FloatArray:
+    return models.encoders.classify(
+        embeddings,
+        lesion[0],
+        patient[0],
+        image_present=np.ones(len(embeddings), np.bool_),
+        lesion_present=lesion[1],
+        patient_present=patient[1],
     )
 
 
@@ -121,10 +130,10 @@ def assess(
             quality=pictures.quality,
             metadata=metadata.entries,
         )
-    judged = judge(models, pictures.embedding[None], [metadata.record], [metadata.condition])
+    judged = judge(models, pictures.embedding[None], [metadata.known])
     trained = judged.probabilities[0]
     shares = at_site(models, trained, site)
-    conformal = models.calibration.conditions[metadata.condition].conformal
+    conformal = models.calibration.conditions[metadata.known.condition].conformal
     return Assessment(
         status="answered",
         label=models.labels[int(np.argmax(shares))],
@@ -133,8 +142,24 @@ def assess(
         prediction_set=tuple(models.labels[i] for i in prediction_set(trained, conformal)),
         quality=pictures.quality,
         metadata=metadata.entries,
-        warnings=(*pictures.warnings, *standing_warnings(models, site)),
+        warnings=(
+            *pictures.warnings,
+            *guess_warnings(models, [metadata.known]),
+            *standing_warnings(models, site),
+        ),
     )
+
+
+def guess_warnings(models: Models, metadata: Sequence[Known]) -> tuple[AnswerWarning, ...]:
+    """Return that guessed values are shown and not used, where that is so."""
+    guessed = any(known.filled != known.record for known in metadata)
+    if not guessed or models.calibration.extrapolation.weight > 0:
+        return ()
+    message = (
+        "metadata guessed from similar lesions are shown and do not move the answer: on this "
+        "bundle's calibration lesions they did not make answers better"
+    )
+    return (AnswerWarning(field=None, code="guesses_not_used", message=message),)
 
 
 def standing_warnings(models: Models, site: float | None) -> tuple[AnswerWarning, ...]:

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.calibration import Condition, FloatArray, log_odds
+from bundle.calibration import FloatArray, log_odds
 from bundle.encoder import unit_norm
 from bundle.fields import Record
 from bundle.oddness import MIN_LESIONS, oddness, percentile
 from service.assessment import (
     Judgements,
     at_site,
+    guess_warnings,
     judge,
     malignancy_of,
     risk_at_site,
     standing_warnings,
 )
-from service.metadata import Metadata
+from service.metadata import Known, Metadata
 from service.models import Models, embed_known, finite
 from service.patient import Patient
 from service.pictures import LesionPictures
@@ -75,20 +76,13 @@ def gather(models: Models, candidates: Sequence[Candidate], patient: Patient) ->
     if not usable:
         return None
     embeddings = [one.pictures.embedding for one in usable]
-    records = [one.metadata.record for one in usable]
-    conditions = [one.metadata.condition for one in usable]
+    metadata = [one.metadata.known for one in usable]
     for lesion in patient.stored:
-        known = {name: value for name, value in lesion.record.items() if value is not None}
-        record = {**patient.record, **known}
+        own = {name: value for name, value in lesion.record.items() if value is not None}
         embeddings.append(lesion.embedding)
-        records.append(record)
-        conditions.append(_condition(record))
+        metadata.append(Known.given({**patient.record, **own}))
     rows = np.stack(embeddings)
-    return Group(rows, judge(models, rows, records, conditions), len(usable), patient.facts)
-
-
-def _condition(record: Record) -> Condition:
-    return "given" if any(value is not None for value in record.values()) else "missing"
+    return Group(rows, judge(models, rows, metadata), len(usable), patient.facts)
 
 
 def risks_in_context(models: Models, group: Group, max_lesions: int) -> list[float] | None:
@@ -158,7 +152,9 @@ def answer_risk(
     said = {} if group is None else _say(models, candidates, group, site, max_context)
     lesions = [said.get(one.id) or _unsaid(one) for one in candidates]
     warnings = [warning for one in candidates for warning in one.pictures.warnings]
-    warnings += [*patient.warnings, *standing_warnings(models, site)]
+    metadata = [one.metadata.known for one in candidates]
+    warnings += [*patient.warnings, *guess_warnings(models, metadata)]
+    warnings += standing_warnings(models, site)
     if group is not None:
         warnings += _context_warnings(models, group, max_context)
     return RiskAnswer(

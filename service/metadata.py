@@ -20,17 +20,36 @@ NO_CATALOGUE = "no_catalogue"
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the models read of one lesion's metadata.
+
+    Attributes:
+        record: values that are given.
+        filled: those and, in the gaps, what neighbours say.
+        condition: which calibration holds.
+    """
+
+    record: Record
+    filled: Record
+    condition: Condition
+
+    @classmethod
+    def given(cls, record: Record) -> "Known":
+        """Return a record whose gaps nobody fills; an empty one is a missing one."""
+        known: Record = {name: v for name, v in record.items() if v is not None}
+        return cls(known, known, "given" if known else "missing")
+
+
+@dataclass(frozen=True)
 class Metadata:
     """One lesion's metadata.
 
     Attributes:
-        record: what the encoders read, given and extrapolated values alike.
-        condition: which calibration holds for it.
+        known: what the models read.
         entries: every field of the schema, with where its value is from.
     """
 
-    record: Record
-    condition: Condition
+    known: Known
     entries: dict[str, MetadataEntry]
 
 
@@ -61,16 +80,13 @@ def complete(
             entries[field] = _entry(guesses[field])
         else:
             entries[field] = MetadataEntry(value=None, source="missing", reason=reason)
-    sources = {entry.source for entry in entries.values()}
-    condition: Condition = "missing"
-    if "given" in sources:
-        condition = "given"
-    elif "extrapolated" in sources:
-        condition = "extrapolated"
+    own = Known.given(record)
     filled: Record = {
         name: entry.value for name, entry in entries.items() if entry.value is not None
     }
-    return Metadata(filled, condition, entries)
+    guessed_alone = bool(filled) and not own.record
+    condition: Condition = "extrapolated" if guessed_alone else own.condition
+    return Metadata(Known(own.record, filled, condition), entries)
 
 
 def _entry(guess: Extrapolated) -> MetadataEntry:

@@ -13,18 +13,22 @@ from bundle.calibration import (
     Condition,
     ConditionCalibration,
     Conformal,
+    Extrapolation,
     OperatingPoint,
     softmax,
 )
 from bundle.novelty import NoveltyModel
 from bundle.quality import QualityThresholds
 from training.metrics import expected_calibration_error
+from training.resampling import Resampling, estimate, mean_of
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 # A label's own conformal quantile needs at least this many calibration lesions.
 MIN_LABEL_LESIONS = 30
+# How far guessed metadata may move an answer.
+GUESS_WEIGHTS = tuple(i / 10 for i in range(11))
 # Pulls the bias of a label with few calibration lesions towards its prior, in units of lesions.
 BIAS_STRENGTH = 1.0
 
@@ -72,6 +76,42 @@ def _scale(logits: FloatArray, label: IntArray, prior: FloatArray) -> tuple[floa
     optimiser.step(closure)
     temperature = float(log_temperature.detach().clamp(-3, 3).exp())
     return temperature, (log_prior + shift.detach()).float().numpy()
+
+
+def fit_guess_weight(
+    own: FloatArray,
+    filled: FloatArray,
+    label: IntArray,
+    prior: FloatArray,
+    groups: Sequence[str],
+) -> float:
+    """Return how far guessed metadata may move an answer: 0 unless it is shown to make it better.
+
+    Guesses are a function of the image, and a head that has learned to believe given values
+    believes them too. The weight with the least log loss after calibration is taken where its gain
+    over the image alone is above 0 at the lower end of the 95 % interval over groups.
+
+    Args:
+        own: (N, C) float32 logits of calibration lesions without metadata.
+        filled: (N, C) float32 logits with guessed metadata.
+        label: (N,) int64.
+        prior: (C,) float32, label shares at natural prevalence.
+        groups: N patients (or lesions), resampled for the interval.
+    """
+    losses = {
+        weight: _log_losses(Extrapolation(weight=weight).weigh(own, filled), label, prior)
+        for weight in GUESS_WEIGHTS
+    }
+    best = min(losses, key=lambda weight: float(losses[weight].mean()))
+    gain = estimate(Resampling(groups).draws(mean_of(losses[0.0] - losses[best])))
+    low = gain.get("low")
+    return best if low is not None and low > 0 else 0.0
+
+
+def _log_losses(logits: FloatArray, label: IntArray, prior: FloatArray) -> FloatArray:
+    temperature, bias = _scale(logits, label, prior)
+    probabilities = softmax(logits / np.float32(temperature) + bias)
+    return -np.log(probabilities[np.arange(len(label)), label].clip(min=1e-12))
 
 
 def fit_conformal(probabilities: FloatArray, label: IntArray, *, alpha: float) -> Conformal:

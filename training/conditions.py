@@ -119,7 +119,8 @@ def answer(
 ) -> Answers:
     """Return the model's answers, calibrated as in service: an empty record is a missing one.
 
-    Metadata without an image has no calibration of its own: it takes the condition's.
+    Extrapolated values move an answer as far as the calibration says. Metadata without an image has
+    no calibration of its own: it takes the condition's.
 
     Args:
         model: the run or bundle.
@@ -130,6 +131,10 @@ def answer(
     """
     features = record_features(model.encoders, records, model.schema)
     logits = classify_rows(model.encoders, embeddings, features, modality)
+    if condition == "extrapolated":
+        nothing = record_features(model.encoders, absent(records), model.schema)
+        own = classify_rows(model.encoders, embeddings, nothing, modality)
+        logits = model.calibration.extrapolation.weigh(own, logits)
     said = features.lesion_present | features.patient_present | (modality == "record")
     calibrated_as = np.where(said, condition, "missing")
     probabilities = np.zeros(logits.shape, np.float32)

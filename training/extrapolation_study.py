@@ -2,10 +2,12 @@
 
 Beside the neighbours' answers stand those of another row (shuffled: the same values and gaps, of
 somebody else) and values drawn field by field from the catalogue (marginal: the same gaps, what is
-common). All are calibrated as extrapolated; only the records differ.
+common). All three are taken as if they were given (weight 1) and calibrated as extrapolated: only
+the records differ. `extrapolated` is what is served: neighbours' answers at the fitted weight.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,6 @@ from training.harm import harm_and_help
 from training.metrics import expected_calibration_error
 from training.resampling import Draws, estimate
 from training.scores import Labelled, Truth, label_draws, null
-
-PSEUDO = ("extrapolated", "shuffled", "marginal")
 
 
 def shuffled(guessed: Sequence[Record], *, seed: int) -> list[Record]:
@@ -55,7 +55,7 @@ def study(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return figures by pseudo-metadata, and their paired differences from the image alone.
+    """Return the served weight and figures by pseudo-metadata, paired with the image alone.
 
     Args:
         model: the run or bundle.
@@ -70,27 +70,38 @@ def study(
         return null(truth.labelled)
     names = [field.name for field in model.schema.fields]
     others = {
+        "neighbours": guessed,
         "shuffled": shuffled(guessed, seed=seed),
         "marginal": marginal(guessed, known, names, seed=seed),
     }
+    believing = _believing(model)
     asked = {name: answers[name] for name in ("image", "extrapolated")} | {
-        name: answer(model, embeddings, records, "extrapolated") for name, records in others.items()
+        name: answer(believing, embeddings, records, "extrapolated")
+        for name, records in others.items()
     }
     draws = {
         name: label_draws(own.probabilities, truth.labelled, truth.prior)
         for name, own in asked.items()
     }
     harm = harm_and_help(asked, truth)
-    return {
+    figures = {
         name: {
             **{k: estimate(draws[name][k]) for k in ("balanced_accuracy", "macro_auroc")},
             "minus_image": _difference(draws[name], draws["image"]),
-            "minus_extrapolated": _difference(draws[name], draws["extrapolated"]),
+            "minus_neighbours": _difference(draws[name], draws["neighbours"]),
             "expected_calibration_error": _calibration_error(asked[name], truth.labelled),
             **harm.get(name, {}),
         }
         for name in asked
     }
+    return {"weight": model.calibration.extrapolation.weight, "answers": figures}
+
+
+def _believing(model: FittedModel) -> FittedModel:
+    """Return the model as it would be if it took guesses for given values."""
+    extrapolation = model.calibration.extrapolation.model_copy(update={"weight": 1.0})
+    calibration = model.calibration.model_copy(update={"extrapolation": extrapolation})
+    return replace(model, calibration=calibration)
 
 
 def _difference(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str, Any]:

@@ -31,7 +31,13 @@ from bundle.novelty import NoveltyModel
 from bundle.oddness import MIN_LESIONS, oddness
 from cohort.cohort import Cohort
 from training.augment import Augment
-from training.calibration import fit_condition, fit_novelty, fit_quality, operating_points
+from training.calibration import (
+    fit_condition,
+    fit_guess_weight,
+    fit_novelty,
+    fit_quality,
+    operating_points,
+)
 from training.classifier import (
     ConditionRecords,
     feature_table,
@@ -253,6 +259,10 @@ class Fitting:
         counts = np.bincount(train.rows.label, minlength=len(self.labels))
         prior = (counts / counts.sum()).astype(np.float32)
         logits = {condition: self._logits(cal, condition) for condition in CONDITIONS}
+        own, filled = logits["missing"], logits["extrapolated"]
+        weight = fit_guess_weight(own, filled, cal.rows.label, prior, cal.rows.group_id)
+        extrapolation = extrapolation.model_copy(update={"weight": weight})
+        logits["extrapolated"] = extrapolation.weigh(own, filled)
         fitted = {
             condition: fit_condition(
                 logits[condition], cal.rows.label, prior, alpha=self.config.fit.alpha

@@ -295,8 +295,10 @@ def _study(study: Metrics, mark: str | None) -> Iterator[str]:
         yield f"None: {study['reason']}."
         return
     yield (
-        "Metadata of neighbours, of another image's neighbours (shuffled), and drawn field by "
-        "field from the catalogue (marginal); all calibrated as extrapolated, differences paired."
+        "What is served (extrapolated: neighbours' metadata at the weight that calibration fitted, "
+        f"{study['weight']:.1f}), and metadata taken as if given: of neighbours, of another "
+        "image's neighbours (shuffled), and drawn field by field from the catalogue (marginal); "
+        "all calibrated as extrapolated, differences paired."
     )
     columns = ("balanced_accuracy", "macro_auroc")
     header = [
@@ -316,7 +318,7 @@ def _study(study: Metrics, mark: str | None) -> Iterator[str]:
             show(f.get("harmed")),
             show(f.get("helped")),
         ]
-        for name, f in study.items()
+        for name, f in study["answers"].items()
     ]
     yield from table(header, rows, mark)
 

@@ -1,8 +1,10 @@
 """/classify: what is said of one lesion, and on what ground."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -10,6 +12,7 @@ from starlette.testclient import TestClient
 from bundle.calibration import CONDITIONS
 from service.errors import InvalidRequest
 from service.runtime import Runtime
+from service.schemas import Assessment
 from tests.fakes import (
     BLUE,
     GREEN,
@@ -23,6 +26,7 @@ from tests.fakes import (
     make_calibration,
 )
 from tests.service.asking import answer, ask, assert_error
+from tests.service.conftest import SAME_COLOUR
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -161,6 +165,33 @@ def test_a_value_that_says_missing_is_filled_like_one_that_was_not_sent(
 ) -> None:
     said = answer(client, "/classify", draw_image(RED), metadata={"anatom_site": word})
     assert said["metadata"]["anatom_site"]["source"] == "extrapolated"
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("given", [{}, {"age_years": 60}])
+def test_guesses_move_an_answer_as_far_as_their_weight_says(
+    make_runtime: Callable[..., Runtime], weight: float, given: dict[str, Any]
+) -> None:
+    trusted = SAME_COLOUR.model_copy(update={"weight": weight})
+    runtime = make_runtime(calibration=make_calibration(extrapolation=trusted))
+    image = draw_image(RED)
+    guessed = runtime.classify([image], given)
+    alone = runtime.classify([image], given, extrapolate=False)
+    values = {name: entry.value for name, entry in guessed.metadata.items()}
+    believed = runtime.classify([image], values, extrapolate=False)
+    assert values["diameter_mm"] is not None
+    assert log_shares(believed) != pytest.approx(log_shares(alone), abs=0.1)
+    expected = (1 - weight) * log_shares(alone) + weight * log_shares(believed)
+    shares = np.exp(expected) / np.exp(expected).sum()
+    assert np.exp(log_shares(guessed)) == pytest.approx(shares, abs=1e-4)
+    told = "guesses_not_used" in {warning.code for warning in guessed.warnings}
+    assert told == (weight == 0)
+    assert "guesses_not_used" not in {warning.code for warning in alone.warnings}
+
+
+def log_shares(said: Assessment) -> npt.NDArray[np.float64]:
+    assert said.probabilities is not None
+    return np.log(list(said.probabilities.values()))
 
 
 def test_zero_and_false_are_data(client: TestClient) -> None:

@@ -10,6 +10,7 @@ from training.calibration import (
     conformal_quantile,
     fit_condition,
     fit_conformal,
+    fit_guess_weight,
     fit_novelty,
     fit_quality,
     operating_points,
@@ -42,6 +43,33 @@ def test_few_lesions_leave_the_bias_near_the_prior() -> None:
     fitted = fit_condition(np.zeros((4, 3), np.float32), label, PRIOR, alpha=0.1)
     assert np.abs(np.array(fitted.bias) - np.log(PRIOR)).max() < 1.5
     assert np.isfinite(fitted.temperature)
+
+
+def logits_of_guesses(
+    strength: float, count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return logits without and with guesses, and labels of which the guesses know `strength`."""
+    rng = np.random.default_rng(5)
+    seen, unseen = rng.normal(0, 1, (2, count, 3)).astype(np.float32)
+    label = drawn(seen + unseen + np.log(PRIOR), rng)
+    noise = rng.normal(0, 1, (count, 3)).astype(np.float32)
+    return seen, seen + np.float32(strength) * unseen + np.float32(2 - 2 * strength) * noise, label
+
+
+def test_guesses_that_know_something_move_the_answer() -> None:
+    own, filled, label = logits_of_guesses(1.0, 1500)
+    groups = [str(i // 3) for i in range(1500)]
+    assert fit_guess_weight(own, filled, label, PRIOR, groups) >= 0.8
+    own, filled, label = logits_of_guesses(0.5, 1500)
+    assert 0.2 <= fit_guess_weight(own, filled, label, PRIOR, groups) <= 0.8
+
+
+def test_guesses_that_know_nothing_or_are_not_shown_to_do_not() -> None:
+    own, filled, label = logits_of_guesses(0.0, 1500)
+    groups = [str(i // 3) for i in range(1500)]
+    assert fit_guess_weight(own, filled, label, PRIOR, groups) == 0
+    own, filled, label = logits_of_guesses(1.0, 1500)
+    assert fit_guess_weight(own[:12], filled[:12], label[:12], PRIOR, groups[:12]) == 0
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 10, 19, 57])

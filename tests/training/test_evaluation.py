@@ -24,6 +24,7 @@ from cohort.rows import Group, LesionImage, Source
 from cohort.store import prepare
 from tests.fakes import (
     BLUE,
+    DIM,
     GREEN,
     IMAGE_INPUT,
     LABELS,
@@ -39,9 +40,10 @@ from tests.fakes import (
 )
 from tests.training.slow_figures import auroc, balanced_accuracy, group_bootstrap, macro_auroc
 from training.anchor import read_anchor
-from training.conditions import accept_records, compare_fields, hide_values
+from training.conditions import absent, accept_records, answer, compare_fields, hide_values
 from training.data import load_rows
 from training.evaluation import evaluate
+from training.fitted import open_fitted
 from training.plots import reliability
 from training.report import show
 from training.resampling import (
@@ -386,11 +388,14 @@ def test_pseudo_metadata_stands_beside_the_neighbours(made: tuple[dict[str, Any]
     metrics, out = made
     found = metrics["extrapolation"]
     assert 0 < found["filled_share"] <= 1
-    assert set(found["study"]) == {"image", "extrapolated", "shuffled", "marginal"}
-    for name, figures in found["study"].items():
+    assert found["study"]["weight"] == 1.0
+    study = found["study"]["answers"]
+    assert set(study) == {"image", "extrapolated", "neighbours", "shuffled", "marginal"}
+    assert study["extrapolated"] | study["neighbours"] == study["neighbours"]
+    for name, figures in study.items():
         for metric in ("balanced_accuracy", "macro_auroc"):
             assert figures[metric]["value"] == pytest.approx(
-                found["study"]["image"][metric]["value"] + figures["minus_image"][metric]["value"]
+                study["image"][metric]["value"] + figures["minus_image"][metric]["value"]
             )
         if name in metrics["conditions"]:
             own = metrics["conditions"][name]
@@ -398,6 +403,22 @@ def test_pseudo_metadata_stands_beside_the_neighbours(made: tuple[dict[str, Any]
             assert figures["expected_calibration_error"] == own["expected_calibration_error"]
     report = (out / "report.md").read_text()
     assert "| marginal |" in report
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_guesses_count_as_much_as_calibration_says(bundle: Path, weight: float) -> None:
+    model = open_fitted(bundle)
+    embeddings = np.random.default_rng(0).random((6, DIM)).astype(np.float32)
+    guessed: list[Record] = [{"diameter_mm": 20.0}] * 6
+    extrapolation = model.calibration.extrapolation.model_copy(update={"weight": weight})
+    calibration = model.calibration.model_copy(update={"extrapolation": extrapolation})
+    wary = replace(model, calibration=calibration)
+    found = answer(wary, embeddings, guessed, "extrapolated").probabilities
+    alone = answer(model, embeddings, absent(guessed), "missing").probabilities
+    believed = answer(model, embeddings, guessed, "extrapolated").probabilities
+    assert np.abs(believed - alone).max() > 0.05
+    mixed = alone ** (1 - weight) * believed**weight
+    np.testing.assert_allclose(found, mixed / mixed.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_neighbours_of_the_own_patient_have_no_voice(
