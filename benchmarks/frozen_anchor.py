@@ -1,10 +1,11 @@
 """What a user has without SLIMP: a frozen pretrained ViT and balanced logistic regression.
 
-    python -m benchmarks.frozen_anchor COHORT --source FOLDER --out anchor.npz
+    python -m benchmarks.frozen_anchor COHORT --source FOLDER --out anchor.npz [--metadata]
 
-Class token after block 8, 224 px, standardised features, C 0.01; fitted on the cohort's train
-split, and the probabilities of the test split written down for a paired comparison
-(`slimp evaluate ... --against anchor.npz`).
+Class token after block 8, 224 px, and with --metadata the record beside it (one column a category,
+numbers as they are, one column for whether a field is given); standardised features, C 0.01. Fitted
+on the cohort's train split, and the probabilities of the test split written down for a paired
+comparison (`slimp evaluate ... --against anchor.npz`).
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from transformers import AutoConfig, AutoModel
 
@@ -41,6 +43,14 @@ def frozen_features(source: str, cohort: Cohort, rows: Rows) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def record_columns(rows: Rows) -> np.ndarray:
+    """Return (N, F) float32 columns of the rows' records; what is missing is 0 in each."""
+    known = [{k: v for k, v in record.items() if v is not None} for record in rows.records]
+    given = [{**record, **{f"{k} given": 1 for k in record}} for record in known]
+    columns: np.ndarray = DictVectorizer(sparse=False).fit_transform(given)
+    return columns.astype(np.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -48,10 +58,13 @@ def main() -> None:
     parser.add_argument("cohort", type=Path)
     parser.add_argument("--source", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--metadata", action="store_true", help="the record beside the image")
     options = parser.parse_args()
     cohort = Cohort.open(options.cohort)
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
     features = frozen_features(options.source, cohort, rows)
+    if options.metadata:
+        features = np.concatenate([features, record_columns(rows)], axis=1)
     train, test = rows.split == "train", rows.split == "test"
     known, asked = standardise_features(features[train], features[test])
     classes = len(cohort.info.labels)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from bundle.arrays import read_arrays
 from bundle.errors import CorruptBundle, TrainingError
-from training.resampling import Resampling, estimate
-from training.scores import Labelled, Truth, compare, label_draws, null
+from training.resampling import Draws, Resampling, estimate
+from training.scores import COMPARED, Labelled, Question, Truth, compare, label_draws, null
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -92,14 +92,34 @@ def compare_with_anchor(
     shared = Labelled(rows, truth.labelled.label[both], resampling)
     theirs = np.zeros((len(image_id), len(truth.labels)), np.float32)
     theirs[rows] = anchor.probabilities[[place[image_id[i]] for i in rows]]
-    other = label_draws(theirs, shared, np.ones(len(truth.labels), np.float32))
+    questions = _shared_questions(truth, set(rows.tolist()), groups, samples, seed)
+
+    def draws(answers: FloatArray, prior: FloatArray) -> dict[str, Draws]:
+        asked = {name: question.draws(answers) for name, question in questions.items()}
+        return {**label_draws(answers, shared, prior), **asked}
+
+    other = draws(theirs, np.ones(len(truth.labels), np.float32))
     return {
         "images": len(rows),
         "images_without_answer": int((~both).sum()),
         "decision": "most probable label of probabilities at equally frequent labels",
-        "other": {k: estimate(other[k]) for k in ("balanced_accuracy", "macro_auroc")},
+        "other": {k: estimate(other[k]) for k in COMPARED if k in other},
         "difference": {
-            name: compare(label_draws(own, shared, truth.prior), other)
-            for name, own in probabilities.items()
+            name: compare(draws(own, truth.prior), other) for name, own in probabilities.items()
         },
     }
+
+
+def _shared_questions(
+    truth: Truth, answered: set[int], groups: Sequence[str], samples: int, seed: int
+) -> dict[str, Question]:
+    """Return the questions that compare, on the rows that the other answered."""
+    found = {}
+    for name, question in truth.questions.items():
+        if name not in COMPARED or isinstance(question, str):
+            continue
+        both = np.array([row in answered for row in question.rows.tolist()])
+        rows = question.rows[both]
+        resampling = Resampling([groups[i] for i in rows], samples=samples, seed=seed)
+        found[name] = Question(rows, question.positive[both], question.labels, resampling)
+    return found

@@ -162,7 +162,7 @@ def _differences(metrics: Metrics, mark: str | None) -> Iterator[str]:
 
 
 def _compared(comparisons: Mapping[str, Metrics], mark: str | None) -> Iterator[str]:
-    columns = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
+    columns = ("balanced_accuracy", "macro_auroc", "malignant_auroc", "melanoma_auroc")
     kept = [k for k in columns if any(k in c for c in comparisons.values())]
     rows = [
         [name, *([f"none: {c['reason']}"] + [""] * len(kept))[: len(kept)]]

@@ -32,7 +32,7 @@ MELANOMA_NAMES = frozenset({"mel", "melanoma"})
 AKIEC = "akiec"
 SPECIFICITY = 0.95
 SENSITIVITY = 0.8
-COMPARED = ("balanced_accuracy", "macro_auroc", "malignant_auroc")
+COMPARED = ("balanced_accuracy", "macro_auroc", "malignant_auroc", "melanoma_auroc")
 
 MEANING = {
     "balanced_accuracy": "mean recall over the labels that occur; decision: the largest of "
@@ -75,6 +75,10 @@ class Question:
         """Return (M,) float32 from (N, C) probabilities."""
         summed: FloatArray = probabilities[self.rows][:, self.labels].sum(1)
         return summed
+
+    def draws(self, probabilities: FloatArray) -> Draws:
+        """Return the draws of the AUROC."""
+        return self.resampling.draws(auroc_of(self.positive, self.score(probabilities)))
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,7 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
         if isinstance(question, str):
             figures[name] = null(question)
             continue
-        statistic = auroc_of(question.positive, question.score(probabilities))
-        draws[name] = question.resampling.draws(statistic)
+        draws[name] = question.draws(probabilities)
         figures[name] = estimate(draws[name])
     figures |= _rare_figures(truth, probabilities)
     figures["sensitivity_at_95_specificity"] = _sensitivity(truth, probabilities)
@@ -262,12 +265,12 @@ def headline(probabilities: FloatArray, truth: Truth) -> dict[str, Estimate]:
         reasons |= dict.fromkeys(("balanced_accuracy", "macro_auroc"), truth.labelled)
     else:
         draws |= label_draws(probabilities, truth.labelled, truth.prior)
-    question = truth.questions["malignant_auroc"]
-    if isinstance(question, str):
-        reasons["malignant_auroc"] = question
-    else:
-        statistic = auroc_of(question.positive, question.score(probabilities))
-        draws["malignant_auroc"] = question.resampling.draws(statistic)
+    for name in ("malignant_auroc", "melanoma_auroc"):
+        question = truth.questions[name]
+        if isinstance(question, str):
+            reasons[name] = question
+        else:
+            draws[name] = question.draws(probabilities)
     return {k: null(reasons[k]) if k in reasons else estimate(draws[k]) for k in COMPARED}
 
 
