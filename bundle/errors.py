@@ -24,7 +24,11 @@
     │   ├── ForeignCatalogue     a catalogue made by another bundle or variant
     │   ├── CorruptCatalogue     a catalogue file missing, changed or truncated
     │   ├── StaleCatalogue       a vector index behind or ahead of its SQL rows
-    │   └── UnknownLesion        a lesion or patient id that the catalogue does not hold
+    │   ├── UnknownLesion        a lesion or patient id that the catalogue does not hold
+    │   ├── LesionExists         a lesion id that the catalogue holds already
+    │   ├── DuplicateImage       a picture that another lesion of the catalogue holds
+    │   ├── RequestKeyReused     the key of a written request on another request
+    │   └── LesionGone           a written request sent again after its lesion was removed
     └── Overloaded               no room for more work now
 
 A message says what was expected, what came and what to do. Only `service/errors.py` knows HTTP.
@@ -139,6 +143,22 @@ class StaleCatalogue(CatalogueError):
 
 class UnknownLesion(CatalogueError):
     code: ClassVar[str] = "unknown_lesion"
+
+
+class LesionExists(CatalogueError):
+    code: ClassVar[str] = "lesion_exists"
+
+
+class DuplicateImage(CatalogueError):
+    code: ClassVar[str] = "duplicate_image"
+
+
+class RequestKeyReused(CatalogueError):
+    code: ClassVar[str] = "idempotency_key_reused"
+
+
+class LesionGone(CatalogueError):
+    code: ClassVar[str] = "lesion_gone"
 
 
 class Overloaded(LesionError):

@@ -71,6 +71,13 @@ def write_cache(
     sync(folder)
 
 
+def drop_cache(folder: Path) -> None:
+    """Remove the cache; it is made again from SQL."""
+    for name in (DESCRIPTION, VECTORS):
+        (folder / name).unlink(missing_ok=True)
+    sync(folder)
+
+
 def describe_cache(folder: Path) -> CacheDescription | None:
     """Return what the cache says of itself, None where there is no cache.
 

@@ -1,67 +1,62 @@
 """The catalogue: a folder of reference lesions, and the search among them.
 
 `catalogue.sqlite` is the truth. `vectors.faiss` with `vectors.json` is a cache of its embeddings:
-it may be behind or absent, never ahead. All that is known of a lesion, its thumbnail included,
-lies in the one database.
+it may be behind or absent, never ahead (`index/live.py`). All that is known of a lesion, its
+thumbnail included, lies in the one database.
 """
 
-import logging
-import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
-from bundle.encoder import unit_norm
 from bundle.errors import (
     CatalogueError,
-    CorruptCatalogue,
     DimensionMismatch,
     ForeignCatalogue,
-    InferenceError,
     InvalidRecord,
-    StaleCatalogue,
     UnknownLesion,
 )
 from bundle.fields import FieldSchema, Record
 from index import rows
-from index.cache import REMEDY, describe_cache, load_cache, write_cache
 from index.database import open_engine, reporting_damage, writing
 from index.eligibility import eligible_lesions
 from index.filters import Filter
-from index.identity import Identity, advance, read_identity, write_identity
-from index.lesions import CatalogueLesion, Exclusion, FloatArray, Hit, StoredLesion
-from index.locking import ReadersWriter
-from index.vectors import FlatIndex, VectorIndex
+from index.identity import Identity, read_identity, write_identity
+from index.lesions import (
+    CatalogueLesion,
+    Edit,
+    Exclusion,
+    FloatArray,
+    Hit,
+    Receipt,
+    RequestKey,
+    StoredLesion,
+)
+from index.live import LiveVectors, directions
 
 __all__ = ["Catalogue", "CatalogueLesion", "Exclusion", "Hit", "StoredLesion"]
 
-log = logging.getLogger(__name__)
-
 DATABASE = "catalogue.sqlite"
 NO_EXCLUSION = Exclusion()
+NO_PATIENT = "expected a patient of the catalogue, got an id that none of its lesions carries"
 
 
 class Catalogue:
     """Reference lesions of one bundle and variant; made by `create` or `open`.
 
-    Any number of threads may search while one adds: a search sees an addition whole or not at all.
+    Any number of threads and processes may search while one changes it: a search sees a change
+    whole or not at all, and every change that was committed before it began.
     """
 
-    def __init__(
-        self, path: Path, engine: Engine, identity: Identity, vectors: VectorIndex
-    ) -> None:
+    def __init__(self, path: Path, live: LiveVectors) -> None:
         self.path = path
-        self._engine = engine
-        self._identity = identity
-        self._vectors = vectors
-        # One addition or save at a time; the second lock is held only while vectors change.
-        self._changing = threading.Lock()
-        self._access = ReadersWriter()
+        self._live = live
+        self._fields = {field.name: field for field in live.identity.schema.fields}
 
     @classmethod
     def create(
@@ -82,19 +77,18 @@ class Catalogue:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CatalogueError(f"{path} exists: name a folder that does not, or remove it first")
         path.mkdir(parents=True, exist_ok=True)
-        vectors = FlatIndex(embedding_dim)
         identity = Identity(bundle_id, variant, embedding_dim, schema, revision=0)
         engine = open_engine(path / DATABASE)
         with writing(engine).begin() as connection:
             write_identity(connection, identity)
-        return cls(path, engine, identity, vectors)
+        return cls(path, LiveVectors(path, engine, path / DATABASE, identity))
 
     @classmethod
     def open(cls, path: Path, *, bundle_id: str, variant: str) -> Self:
         """Return the catalogue in this folder.
 
-        Vectors that are behind the database, or absent, are made again from it and stay in memory
-        until `save`.
+        Vectors that are behind the database catch up with it, absent ones are made again from it;
+        both stay in memory until `save`.
 
         Args:
             path: a folder that `create` made.
@@ -117,35 +111,35 @@ class Catalogue:
                         f"one of bundle {identity.bundle_id[:12]} ({identity.variant}): index the "
                         "cohort again with this bundle"
                     )
-                vectors = _open_vectors(path, connection, identity)
+            live = LiveVectors(path, engine, path / DATABASE, identity)
         except BaseException:
             engine.dispose()
             raise
-        return cls(path, engine, identity, vectors)
+        return cls(path, live)
 
     @property
     def bundle_id(self) -> str:
-        return self._identity.bundle_id
+        return self._live.identity.bundle_id
 
     @property
     def variant(self) -> str:
-        return self._identity.variant
+        return self._live.identity.variant
 
     @property
     def embedding_dim(self) -> int:
-        return self._identity.embedding_dim
+        return self._live.identity.embedding_dim
 
     @property
     def schema(self) -> FieldSchema:
-        return self._identity.schema
+        return self._live.identity.schema
 
     @property
     def revision(self) -> int:
         """The number of changes so far that this object has seen."""
-        return self._identity.revision
+        return self._live.identity.revision
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._live)
 
     def __enter__(self) -> Self:
         return self
@@ -160,40 +154,119 @@ class Catalogue:
 
     def close(self) -> None:
         """Wait for searches that are under way and release the database."""
-        with self._access.writing():
-            self._engine.dispose()
+        self._live.close()
 
     def add(self, lesions: Sequence[CatalogueLesion]) -> None:
         """Add lesions, all or none.
 
         Raises:
-            CatalogueError: a lesion id is given twice or is in the catalogue already.
+            CatalogueError: a lesion id is given twice.
+            LesionExists: a lesion id is in the catalogue already.
             DimensionMismatch: an embedding has another length than the catalogue's.
             InvalidRecord: a record holds a field or value that the schema does not accept.
-            StaleCatalogue: another process changed the database since this object was opened.
         """
         if not lesions:
             return
-        directions = self._check(lesions)
-        with (
-            self._changing,
-            reporting_damage(self.path / DATABASE),
-            writing(self._engine).connect() as connection,
-            connection.begin() as transaction,
-        ):
-            rows.refuse_known(connection, lesions)
-            identity, first_pk = advance(connection, self._identity, len(lesions))
-            stamp = rows.Stamp(identity.bundle_id, identity.variant, identity.revision)
-            rows.insert_lesions(connection, lesions, first_pk, stamp)
-            with self._access.writing():
-                transaction.commit()
-                ids = np.arange(first_pk, first_pk + len(lesions), dtype=np.int64)
-                self._vectors.add(ids, directions)
-                self._identity = identity
+        vectors = self._check(lesions)
+        with self._live.changing() as change:
+            rows.refuse_known(change.connection, lesions)
+            change.insert(lesions, vectors)
+
+    def add_once(self, lesion: CatalogueLesion, request: RequestKey | None) -> bool:
+        """Add one lesion of which no image is in the catalogue; a repeated request adds nothing.
+
+        Args:
+            lesion: the lesion.
+            request: names the request where it may come twice.
+
+        Returns:
+            whether it was added now; False where the same request had added it before.
+
+        Raises:
+            LesionExists, DuplicateImage: the id, or one of the images, is in the catalogue already.
+            RequestKeyReused: another request had this key.
+            LesionGone: the same request had added it, and it was removed since.
+            DimensionMismatch, InvalidRecord: as in `add`.
+        """
+        vectors = self._check([lesion])
+        with self._live.changing() as change:
+            connection = change.connection
+            if request is not None and rows.answered_before(connection, request):
+                return False
+            rows.refuse_known(connection, [lesion])
+            rows.refuse_twins(connection, [lesion])
+            change.insert([lesion], vectors)
+            if request is not None:
+                rows.note_request(connection, request, int(change.added[0][0][0]))
+        return True
+
+    def update(self, lesion_id: str, edit: Edit) -> StoredLesion:
+        """Change what is known of a lesion and return it; its pictures stay.
+
+        Raises:
+            UnknownLesion: the catalogue does not hold it.
+            InvalidRecord: the record holds a field or value that the schema does not accept.
+        """
+        self._check_record(lesion_id, edit.record)
+        with self._live.changing() as change:
+            pks = rows.ids_of_lesions(change.connection, [lesion_id])
+            if not pks:
+                raise UnknownLesion(_no_lesion(lesion_id))
+            change.update(pks[0], edit)
+        return self.lesion(lesion_id)
+
+    def remove(self, lesion_id: str) -> Receipt:
+        """Erase one lesion.
+
+        Raises:
+            UnknownLesion: the catalogue does not hold it.
+        """
+        return self._erase(
+            lambda connection: rows.ids_of_lesions(connection, [lesion_id]), _no_lesion(lesion_id)
+        )
+
+    def erase_patient(self, patient_id: str) -> Receipt:
+        """Erase all lesions of a patient.
+
+        Raises:
+            UnknownLesion: there is none. The message does not repeat the patient's id.
+        """
+        return self._erase(
+            lambda connection: rows.ids_of_patient(connection, patient_id), NO_PATIENT
+        )
+
+    def _erase(self, find: Callable[[Connection], list[int]], missing: str) -> Receipt:
+        with self._live.changing() as change:
+            pks = find(change.connection)
+            if not pks:
+                raise UnknownLesion(missing)
+            gone = self._stored(change.connection, pks)
+            change.delete(pks)
+        return Receipt(
+            lesions=tuple(lesion.lesion_id for lesion in gone),
+            images=sum(len(lesion.content_hashes) for lesion in gone),
+            thumbnails=sum(lesion.has_thumbnail for lesion in gone),
+            revision=change.stamp.revision,
+        )
+
+    def lesions_after(self, cursor: int, count: int) -> tuple[list[StoredLesion], int | None]:
+        """Return lesions in the order they were added, and the cursor that the next page follows.
+
+        Args:
+            cursor: 0 for the first page, else what the last one returned.
+            count: lesions on a page.
+
+        Returns:
+            at most `count` lesions; None for a cursor where none is left.
+        """
+        with self._reading() as connection:
+            pks = rows.ids_after(connection, cursor, count + 1)
+            page = pks[:count]
+            stored = rows.read_stored(connection, page, self.schema.fields, self.embedding_dim)
+            return stored, page[-1] if len(pks) > count else None
 
     def _check(self, lesions: Sequence[CatalogueLesion]) -> FloatArray:
         """Return the embeddings' directions, (N, D) float32, once every lesion is acceptable."""
-        fields = {field.name: field for field in self.schema.fields}
         for lesion in lesions:
             shape = np.shape(lesion.embedding)
             if shape != (self.embedding_dim,):
@@ -201,27 +274,23 @@ class Catalogue:
                     f"lesion {lesion.lesion_id!r}: expected an embedding of shape "
                     f"{(self.embedding_dim,)}, got {shape}"
                 )
-            for name, value in lesion.record.items():
-                field = fields.get(name) or self.schema.resolve(name)
-                if field.name != name or field.parse(value) != value:
-                    raise InvalidRecord(
-                        f"lesion {lesion.lesion_id!r}: expected a canonical record, as the "
-                        f"schema's parse gives it, got {name!r}: {value!r}",
-                        field=name,
-                    )
+            self._check_record(lesion.lesion_id, lesion.record)
         embeddings = np.stack([np.asarray(lesion.embedding, np.float32) for lesion in lesions])
-        return _directions(embeddings)
+        return directions(embeddings)
+
+    def _check_record(self, lesion_id: str, record: Record) -> None:
+        for name, value in record.items():
+            field = self._fields.get(name) or self.schema.resolve(name)
+            if field.name != name or field.parse(value) != value:
+                raise InvalidRecord(
+                    f"lesion {lesion_id!r}: expected a canonical record, as the schema's parse "
+                    f"gives it, got {name!r}: {value!r}",
+                    field=name,
+                )
 
     def save(self) -> None:
         """Write the vectors to disk, so that the next `open` reads instead of rebuilding them."""
-        with self._changing:
-            write_cache(
-                self.path,
-                self._vectors,
-                revision=self.revision,
-                bundle_id=self.bundle_id,
-                variant=self.variant,
-            )
+        self._live.save()
 
     def search(
         self,
@@ -245,7 +314,6 @@ class Catalogue:
         Raises:
             DimensionMismatch: D is not the catalogue's.
             InferenceError: a query has no direction.
-            StaleCatalogue: another process removed a lesion that was found.
         """
         if k < 1:
             raise CatalogueError(f"k: expected 1 or more, got {k}")
@@ -253,11 +321,11 @@ class Catalogue:
             raise DimensionMismatch(
                 f"expected queries of shape (N, {self.embedding_dim}), got {queries.shape}"
             )
-        directions = _directions(np.asarray(queries, np.float32))
+        asked = directions(np.asarray(queries, np.float32))
         is_free = (where is None or not where.conditions) and exclude.is_empty
-        with self._reading() as connection:
+        with self._live.reading() as (connection, vectors):
             eligible = None if is_free else eligible_lesions(connection, where, exclude)
-            found = self._vectors.search(directions, k, eligible)
+            found = vectors.search(asked, k, eligible)
             return rows.read_hits(connection, found, k, self.schema.fields)
 
     def records(self) -> list[Record]:
@@ -286,9 +354,7 @@ class Catalogue:
         with self._reading() as connection:
             found = self._stored(connection, rows.ids_of_patient(connection, patient_id))
         if not found:
-            raise UnknownLesion(
-                "expected a patient of the catalogue, got an id that none of its lesions carries"
-            )
+            raise UnknownLesion(NO_PATIENT)
         return found
 
     def lesions_with_content(self, content_hashes: Collection[str]) -> list[StoredLesion]:
@@ -313,12 +379,7 @@ class Catalogue:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        """Yield a connection on which everything read is of one moment, vectors included."""
-        with (
-            self._access.reading(),
-            reporting_damage(self.path / DATABASE),
-            self._engine.connect() as connection,
-        ):
+        with self._live.reading() as (connection, _):
             yield connection
 
     def _stored(self, connection: Connection, pks: Collection[int]) -> list[StoredLesion]:
@@ -328,54 +389,3 @@ class Catalogue:
 
 def _no_lesion(lesion_id: str) -> str:
     return f"expected a lesion of the catalogue, got {lesion_id!r}"
-
-
-def _directions(embeddings: FloatArray) -> FloatArray:
-    """Return (N, D) float32 rows of unit length."""
-    if not np.isfinite(embeddings).all():
-        raise InferenceError("an embedding holds a number that is not finite")
-    return unit_norm(embeddings)
-
-
-def _open_vectors(path: Path, connection: Connection, identity: Identity) -> FlatIndex:
-    """Return the cached vectors where they are those of the database, else rebuild them."""
-    cache = describe_cache(path)
-    if cache is None:
-        log.info("%s: no vector cache; rebuilding it from the database", path)
-        return _rebuild(connection, identity)
-    if (cache.bundle_id, cache.variant) != (identity.bundle_id, identity.variant):
-        raise ForeignCatalogue(f"{path}: the vectors are of another bundle or variant: {REMEDY}")
-    if cache.revision > identity.revision:
-        raise StaleCatalogue(
-            f"{path}: the vectors are of revision {cache.revision}, the database is of revision "
-            f"{identity.revision} and has lost lesions: restore a backup; or, to go on without "
-            f"those lesions, {REMEDY}"
-        )
-    if cache.revision < identity.revision:
-        log.warning(
-            "%s: the vector cache is of revision %d, the database of %d; rebuilding it",
-            path,
-            cache.revision,
-            identity.revision,
-        )
-        return _rebuild(connection, identity)
-    vectors = load_cache(path, cache)
-    held = rows.count_lesions(connection)
-    if (vectors.dim, len(vectors)) != (identity.embedding_dim, held):
-        raise CorruptCatalogue(
-            f"{path}: expected {held} vectors of length {identity.embedding_dim}, got "
-            f"{len(vectors)} of length {vectors.dim}: {REMEDY}"
-        )
-    return vectors
-
-
-def _rebuild(connection: Connection, identity: Identity) -> FlatIndex:
-    vectors = FlatIndex(identity.embedding_dim)
-    made_by = {(identity.bundle_id, identity.variant)}
-    for ids, embeddings, makers in rows.stream_embeddings(connection, identity.embedding_dim):
-        if makers != made_by:
-            raise ForeignCatalogue(
-                "the database holds embeddings of another bundle or variant: index the cohort again"
-            )
-        vectors.add(ids, _directions(embeddings))
-    return vectors

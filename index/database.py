@@ -24,7 +24,8 @@ POOL_SIZE = 16
 
 # WAL: readers go on while one writes. FULL, not NORMAL: a committed revision must outlive a power
 # cut, for the vector cache that names it is synced to disk, and a cache ahead of SQL is refused.
-PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+# secure_delete: what is erased is overwritten, not merely unlinked from its page.
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 
 
 def open_engine(path: Path, *, must_exist: bool = False) -> Engine:
@@ -65,6 +66,18 @@ def writing(engine: Engine) -> Engine:
     to fail it, since what it read may have changed.
     """
     return engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+
+
+def checkpoint(engine: Engine) -> None:
+    """Move what is committed into the database file and empty the log beside it.
+
+    Readers that are under way keep the log; the next call empties it.
+    """
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        raw.close()
 
 
 @contextmanager

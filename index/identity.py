@@ -1,13 +1,12 @@
 """What a catalogue is: the one row that names its bundle, its fields and its revision."""
 
-import dataclasses
 import datetime
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, insert, select, update
 
-from bundle.errors import CorruptCatalogue, StaleCatalogue
+from bundle.errors import CorruptCatalogue
 from bundle.fields import FieldSchema
 from index.tables import CatalogueInfo
 
@@ -64,22 +63,11 @@ def read_identity(connection: Connection) -> Identity:
     return Identity(row.bundle_id, row.variant, row.embedding_dim, schema, row.revision)
 
 
-def advance(connection: Connection, identity: Identity, lesions: int) -> tuple[Identity, int]:
-    """Take the next revision and the vector ids of so many new lesions.
+def read_revision(connection: Connection) -> int:
+    """Return the number of changes that the database has seen."""
+    return int(connection.scalars(select(CatalogueInfo.revision)).one())
 
-    Returns:
-        the identity of the next revision, and the first of the ids.
 
-    Raises:
-        StaleCatalogue: the database is of another revision than the identity, so another process
-            changed it: vectors that are kept beside it lack what that process added.
-    """
-    row = connection.execute(select(CatalogueInfo.revision, CatalogueInfo.last_pk)).one()
-    if row.revision != identity.revision:
-        raise StaleCatalogue(
-            f"expected revision {identity.revision}, got {row.revision}: another process changed "
-            "the catalogue; open it again"
-        )
-    changed = update(CatalogueInfo).values(revision=row.revision + 1, last_pk=row.last_pk + lesions)
-    connection.execute(changed)
-    return dataclasses.replace(identity, revision=row.revision + 1), row.last_pk + 1
+def write_revision(connection: Connection, revision: int) -> None:
+    """Note that a change was made."""
+    connection.execute(update(CatalogueInfo).values(revision=revision))

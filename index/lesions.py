@@ -25,6 +25,7 @@ class CatalogueLesion:
             normalised.
         content_hashes: `bundle.images.content_hash` of each of the lesion's images.
         thumbnail: JPEG or WebP bytes without any metadata, or None.
+        confirmed_by: how the label was found out, such as "histopathology"; None if not known.
     """
 
     lesion_id: str
@@ -36,6 +37,7 @@ class CatalogueLesion:
     embedding: FloatArray
     content_hashes: tuple[str, ...] = ()
     thumbnail: bytes | None = None
+    confirmed_by: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,7 @@ class StoredLesion:
         embedding: (D,) float32, as it was added; not normalised.
         content_hashes: pixel hash of each of the lesion's images.
         has_thumbnail: whether `Catalogue.thumbnail` has an answer.
+        confirmed_by: how the label was found out; None if not known.
     """
 
     lesion_id: str
@@ -63,6 +66,50 @@ class StoredLesion:
     embedding: FloatArray
     content_hashes: tuple[str, ...]
     has_thumbnail: bool
+    confirmed_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is to be changed of a stored lesion; what is absent stays.
+
+    Attributes:
+        record: canonical field name to checked value; None makes the field missing.
+        columns: `patient_id`, `label`, `malignant`, `confirmed_by`, to their new values.
+    """
+
+    record: Record
+    columns: dict[str, str | bool | None]
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """Names a request that may be sent twice and must count once.
+
+    Attributes:
+        key: hash of the name that the caller gave it, 64 hexadecimal digits.
+        content: hash of what it asks.
+    """
+
+    key: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an erasure removed.
+
+    Attributes:
+        lesions: lesion ids.
+        images: pictures that were known by their hashes.
+        thumbnails: small pictures that were kept.
+        revision: the catalogue's, from which on they are gone.
+    """
+
+    lesions: tuple[str, ...]
+    images: int
+    thumbnails: int
+    revision: int
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,29 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
-from bundle.errors import CatalogueError, CorruptCatalogue, StaleCatalogue
+from bundle.errors import (
+    CatalogueError,
+    CorruptCatalogue,
+    DuplicateImage,
+    LesionExists,
+    LesionGone,
+    RequestKeyReused,
+    StaleCatalogue,
+)
 from bundle.fields import Field, Record
-from index.lesions import CatalogueLesion, Hit, StoredLesion
-from index.tables import FieldValue, Lesion, LesionImage, Thumbnail
+from index.lesions import CatalogueLesion, Edit, Hit, RequestKey, StoredLesion
+from index.tables import (
+    CatalogueInfo,
+    FieldValue,
+    Lesion,
+    LesionImage,
+    Removal,
+    Thumbnail,
+    WrittenRequest,
+)
 from index.vectors import Neighbours
 
 FloatArray = npt.NDArray[np.float32]
@@ -47,6 +63,7 @@ class _LesionRow:
     label: str | None
     malignant: bool | None
     source: str
+    confirmed_by: str | None
     has_thumbnail: bool
 
 
@@ -54,7 +71,8 @@ def refuse_known(connection: Connection, lesions: Sequence[CatalogueLesion]) -> 
     """Do nothing if every lesion id is new.
 
     Raises:
-        CatalogueError: one is given twice, or the catalogue holds it.
+        CatalogueError: one is given twice.
+        LesionExists: the catalogue holds one.
     """
     ids = [lesion.lesion_id for lesion in lesions]
     twice = sorted(lesion_id for lesion_id, count in Counter(ids).items() if count > 1)
@@ -62,10 +80,94 @@ def refuse_known(connection: Connection, lesions: Sequence[CatalogueLesion]) -> 
         raise CatalogueError(f"expected each lesion once, got {twice[0]!r} twice: nothing is added")
     known = sorted(ids_where(connection, Lesion.lesion_id, Lesion.lesion_id, ids))
     if known:
-        raise CatalogueError(
+        raise LesionExists(
             f"expected new lesions, got {len(known)} that the catalogue holds, such as "
             f"{known[0]!r}: nothing is added"
         )
+
+
+def refuse_twins(connection: Connection, lesions: Sequence[CatalogueLesion]) -> None:
+    """Do nothing if no lesion of the catalogue holds one of the lesions' images.
+
+    Raises:
+        DuplicateImage: one does; the message names it.
+    """
+    contents = {content for lesion in lesions for content in lesion.content_hashes}
+    known = ids_with_content(connection, contents)
+    if known:
+        name = connection.scalar(select(Lesion.lesion_id).where(Lesion.pk == known[0]))
+        raise DuplicateImage(
+            f"expected images that are new, but lesion {name!r} holds one of them: nothing is added"
+        )
+
+
+def take_ids(connection: Connection, count: int) -> IdArray:
+    """Return (count,) int64 vector ids that were never given before."""
+    last = connection.scalars(select(CatalogueInfo.last_pk)).one()
+    connection.execute(update(CatalogueInfo).values(last_pk=last + count))
+    return np.arange(last + 1, last + count + 1, dtype=np.int64)
+
+
+def answered_before(connection: Connection, request: RequestKey) -> bool:
+    """Return whether this request was written already.
+
+    Raises:
+        RequestKeyReused: its key named another request.
+        LesionGone: the lesion that it added was removed since.
+    """
+    query = select(WrittenRequest.request_sha256, WrittenRequest.lesion_pk)
+    row = connection.execute(query.where(WrittenRequest.key_sha256 == request.key)).one_or_none()
+    if row is None:
+        return False
+    if row.request_sha256 != request.content:
+        raise RequestKeyReused(
+            "expected a new Idempotency-Key for a new request, got one that named another request: "
+            "nothing is added"
+        )
+    if connection.scalar(select(Lesion.pk).where(Lesion.pk == row.lesion_pk)) is None:
+        raise LesionGone("the lesion that this request added was removed since: nothing is added")
+    return True
+
+
+def note_request(connection: Connection, request: RequestKey, lesion_pk: int) -> None:
+    """Remember that a request was written."""
+    row = insert(WrittenRequest).values(
+        key_sha256=request.key,
+        request_sha256=request.content,
+        lesion_pk=lesion_pk,
+        created_at=datetime.datetime.now(datetime.UTC),
+    )
+    connection.execute(row)
+
+
+def delete_lesions(connection: Connection, pks: Sequence[int], revision: int) -> None:
+    """Delete lesions; their images, values and thumbnails go with them by foreign key."""
+    for chunk in _chunks(sorted(pks)):
+        connection.execute(delete(Lesion).where(Lesion.pk.in_(chunk)))
+        noted = [{"lesion_pk": pk, "revision": revision} for pk in chunk]
+        connection.execute(insert(Removal), noted)
+
+
+def removed_since(connection: Connection, revision: int) -> list[int]:
+    """Return the vector ids that were removed after a revision."""
+    return list(connection.scalars(select(Removal.lesion_pk).where(Removal.revision > revision)))
+
+
+def update_lesion(connection: Connection, pk: int, edit: Edit) -> None:
+    """Change a lesion's columns and values; what the edit does not name stays."""
+    if edit.columns:
+        connection.execute(update(Lesion).where(Lesion.pk == pk).values(edit.columns))
+    for name, value in edit.record.items():
+        own = (FieldValue.lesion_pk == pk) & (FieldValue.name == name)
+        connection.execute(delete(FieldValue).where(own))
+        if value is not None:
+            connection.execute(insert(FieldValue), [_value_row(pk, name, value)])
+
+
+def ids_after(connection: Connection, pk: int, count: int) -> list[int]:
+    """Return the next vector ids above one, at most so many, rising."""
+    query = select(Lesion.pk).where(Lesion.pk > pk).order_by(Lesion.pk).limit(count)
+    return list(connection.scalars(query))
 
 
 def insert_lesions(
@@ -107,6 +209,7 @@ def _lesion_row(
         "patient_id": lesion.patient_id,
         "label": lesion.label,
         "malignant": lesion.malignant,
+        "confirmed_by": lesion.confirmed_by,
         "source": lesion.source,
         "bundle_id": stamp.bundle_id,
         "variant": stamp.variant,
@@ -183,6 +286,7 @@ def read_stored(
             embedding=embeddings[pk],
             content_hashes=contents[pk],
             has_thumbnail=lesion.has_thumbnail,
+            confirmed_by=lesion.confirmed_by,
         )
         for pk, lesion in lesions.items()
     ]
@@ -243,6 +347,7 @@ def _read_lesions(connection: Connection, pks: Collection[int]) -> dict[int, _Le
         Lesion.label,
         Lesion.malignant,
         Lesion.source,
+        Lesion.confirmed_by,
         Thumbnail.lesion_pk.is_not(None).label("has_thumbnail"),
     )
     query = select(*columns).outerjoin(Thumbnail, Thumbnail.lesion_pk == Lesion.pk)
@@ -298,13 +403,16 @@ def _read_contents(connection: Connection, pks: Collection[int]) -> dict[int, tu
 
 
 def stream_embeddings(
-    connection: Connection, dim: int
+    connection: Connection, dim: int, *, since: int = 0
 ) -> Iterator[tuple[IdArray, FloatArray, set[tuple[str, str]]]]:
-    """Yield all vector ids and (N, D) float32 embeddings in blocks, with who made them.
+    """Yield vector ids and (N, D) float32 embeddings in blocks, with who made them.
 
-    The third value holds the (bundle id, variant) pairs of the block.
+    Those that were inserted after the revision `since`; 0 yields all. The third value holds the
+    (bundle id, variant) pairs of the block.
     """
     query = select(Lesion.pk, Lesion.embedding, Lesion.bundle_id, Lesion.variant)
+    if since:
+        query = query.where(Lesion.revision > since)
     rows = connection.execution_options(yield_per=STREAM_ROWS).execute(query.order_by(Lesion.pk))
     for block in rows.partitions():
         ids = np.asarray([row.pk for row in block], np.int64)

@@ -66,7 +66,8 @@ class Lesion(Base):
     """A reference lesion; `pk` is also the id of its vector.
 
     `embedding` is D little-endian float32, the encoder's feature as it came, not normalised.
-    `bundle_id` and `variant` say which encoder made it, `revision` which transaction wrote it.
+    `bundle_id` and `variant` say which encoder made it, `revision` which transaction inserted it,
+    `confirmed_by` how the label was found out.
     """
 
     __tablename__ = "lesion"
@@ -79,9 +80,10 @@ class Lesion(Base):
     source: Mapped[str] = mapped_column(String(255))
     bundle_id: Mapped[str] = mapped_column(String(64))
     variant: Mapped[str] = mapped_column(String(32))
-    revision: Mapped[int] = mapped_column(VectorId)
+    revision: Mapped[int] = mapped_column(VectorId, index=True)
     created_at: Mapped[datetime.datetime] = mapped_column(DateTime(timezone=True))
     embedding: Mapped[bytes] = mapped_column(LargeBinary)
+    confirmed_by: Mapped[str | None] = mapped_column(String(64))
 
 
 class LesionImage(Base):
@@ -142,3 +144,31 @@ class Thumbnail(Base):
         VectorId, ForeignKey("lesion.pk", ondelete="CASCADE"), primary_key=True
     )
     image: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Removal(Base):
+    """A vector id that is no more, and the revision that removed it.
+
+    A process that holds vectors of an earlier revision must drop it. Nothing else stays of a
+    removed lesion.
+    """
+
+    __tablename__ = "removal"
+
+    lesion_pk: Mapped[int] = mapped_column(VectorId, primary_key=True, autoincrement=False)
+    revision: Mapped[int] = mapped_column(VectorId, index=True)
+
+
+class WrittenRequest(Base):
+    """A request that added a lesion and may be sent again: the hash of its key, and of itself.
+
+    `lesion_pk` is no foreign key: when the lesion is erased the row stays, so that the same
+    request, sent once more, does not bring it back.
+    """
+
+    __tablename__ = "written_request"
+
+    key_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    lesion_pk: Mapped[int] = mapped_column(VectorId)
+    created_at: Mapped[datetime.datetime] = mapped_column(DateTime(timezone=True))

@@ -182,9 +182,9 @@ def test_eligibility_asks_the_database_nothing_without_filter_and_exclusion(
         catalogue.search(np.ones((1, DIM), np.float32), k=2, where=parse_filter({}, SCHEMA, LABELS))
     finally:
         event.remove(Engine, "before_cursor_execute", listen)
-    # What is left is reading the hits: their rows and their values.
+    # What is left is the revision, and reading the hits: their rows and their values.
     tables = [text.split(" FROM ")[1].split()[0] for text in asked if " FROM " in text]
-    assert tables == ["lesion", "field_value"]
+    assert tables == ["catalogue_info", "lesion", "field_value"]
 
 
 def test_no_queries_give_no_answers(catalogue: Catalogue) -> None:

@@ -1,0 +1,282 @@
+"""The vectors in memory, kept at the revision of the database that they are a cache of.
+
+Other processes may change the same database. Whoever reads here reads SQL and vectors of one
+moment: a revision that is not the vectors' own is caught up with first. SQL comes first in every
+change: what is committed is found again after any end of the process, what is not never was.
+"""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Connection, Engine
+
+from bundle.encoder import unit_norm
+from bundle.errors import (
+    CorruptCatalogue,
+    ForeignCatalogue,
+    InferenceError,
+    StaleCatalogue,
+)
+from index import rows
+from index.cache import REMEDY, describe_cache, drop_cache, load_cache, write_cache
+from index.database import checkpoint, reporting_damage, writing
+from index.identity import Identity, read_revision, write_revision
+from index.lesions import CatalogueLesion, Edit, FloatArray
+from index.locking import ReadersWriter
+from index.rows import IdArray
+from index.vectors import FlatIndex, VectorIndex
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Change:
+    """One transaction that changes lesions; vectors follow when it is committed.
+
+    Attributes:
+        connection: holds the database's write lock.
+        stamp: what rows of this transaction carry.
+        dim: length of an embedding.
+        added: vector ids and (N, D) float32 directions that the transaction added.
+        removed: vector ids that it removed.
+        is_empty: whether nothing was changed, so that no revision is taken.
+    """
+
+    connection: Connection
+    stamp: rows.Stamp
+    dim: int
+    added: list[tuple[IdArray, FloatArray]] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    is_empty: bool = True
+
+    def insert(self, lesions: Sequence[CatalogueLesion], vectors: FloatArray) -> None:
+        """Insert checked lesions; `vectors` are their (N, D) float32 directions."""
+        ids = rows.take_ids(self.connection, len(lesions))
+        rows.insert_lesions(self.connection, lesions, int(ids[0]), self.stamp)
+        self.added.append((ids, vectors))
+        self.is_empty = False
+
+    def delete(self, pks: Sequence[int]) -> None:
+        """Delete lesions with all that hangs on them, and leave word for other processes."""
+        rows.delete_lesions(self.connection, pks, self.stamp.revision)
+        self.removed.extend(pks)
+        self.is_empty = not pks and self.is_empty
+
+    def update(self, pk: int, edit: Edit) -> None:
+        """Change what is known of a lesion; its vector stays."""
+        rows.update_lesion(self.connection, pk, edit)
+        self.is_empty = False
+
+
+class LiveVectors:
+    """A catalogue's vectors and the database that they follow."""
+
+    def __init__(self, path: Path, engine: Engine, database: Path, identity: Identity) -> None:
+        """Read or rebuild the vectors.
+
+        Args:
+            path: the catalogue's folder.
+            engine: on its database.
+            database: the file, for error messages.
+            identity: what the database says of itself.
+        """
+        self.path, self._engine, self._database = path, engine, database
+        self.identity = identity
+        # One change or save at a time; the second lock is held only while vectors change.
+        self._changing = threading.Lock()
+        self._access = ReadersWriter()
+        with reporting_damage(database), engine.connect() as connection:
+            self._vectors: VectorIndex = self._open(connection)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def revision(self) -> int:
+        return self.identity.revision
+
+    def close(self) -> None:
+        """Wait for whoever is inside and release the database."""
+        with self._access.writing():
+            self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[Connection, VectorIndex]]:
+        """Yield a connection and the vectors, both of one moment."""
+        while True:
+            with (
+                self._access.reading(),
+                reporting_damage(self._database),
+                self._engine.connect() as connection,
+            ):
+                if read_revision(connection) == self.revision:
+                    yield connection, self._vectors
+                    return
+            self.catch_up()
+
+    @contextmanager
+    def changing(self) -> Iterator[Change]:
+        """Yield a transaction; at its end SQL is committed, then the vectors follow."""
+        with (
+            self._changing,
+            reporting_damage(self._database),
+            writing(self._engine).connect() as connection,
+            connection.begin() as transaction,
+        ):
+            self._follow(connection)
+            made_by = self.identity
+            stamp = rows.Stamp(made_by.bundle_id, made_by.variant, made_by.revision + 1)
+            change = Change(connection, stamp, made_by.embedding_dim)
+            yield change
+            if change.is_empty:
+                return
+            write_revision(connection, stamp.revision)
+            with self._access.writing():
+                transaction.commit()
+                self._apply(change.removed, change.added, stamp.revision)
+        if change.removed:
+            self._forget()
+
+    def catch_up(self) -> None:
+        """Take over what other processes changed."""
+        with (
+            self._changing,
+            reporting_damage(self._database),
+            self._engine.connect() as connection,
+        ):
+            self._follow(connection)
+
+    def save(self) -> None:
+        """Write the vectors to disk, so that the next start reads instead of rebuilding them.
+
+        The database's write lock is held meanwhile: a lesion that another process erases cannot
+        come to lie in the new file.
+        """
+        with (
+            self._changing,
+            reporting_damage(self._database),
+            writing(self._engine).connect() as connection,
+            connection.begin(),
+        ):
+            self._follow(connection)
+            write_cache(
+                self.path,
+                self._vectors,
+                revision=self.revision,
+                bundle_id=self.identity.bundle_id,
+                variant=self.identity.variant,
+            )
+
+    def _follow(self, connection: Connection) -> None:
+        """Bring the vectors to the database's revision; `_changing` is held."""
+        revision = read_revision(connection)
+        if revision == self.revision:
+            return
+        if revision < self.revision:
+            raise StaleCatalogue(
+                f"{self.path}: the database went back from revision {self.revision} to {revision}: "
+                "another was put in its place; restart the service"
+            )
+        removed, added = self._changes(connection)
+        with self._access.writing():
+            self._apply(removed, added, revision)
+
+    def _changes(
+        self, connection: Connection
+    ) -> tuple[list[int], list[tuple[IdArray, FloatArray]]]:
+        since = self.revision
+        added = [
+            (ids, directions(embeddings)) for ids, embeddings in self._embeddings(connection, since)
+        ]
+        return rows.removed_since(connection, since), added
+
+    def _embeddings(
+        self, connection: Connection, since: int
+    ) -> Iterator[tuple[IdArray, FloatArray]]:
+        identity = self.identity
+        blocks = rows.stream_embeddings(connection, identity.embedding_dim, since=since)
+        for ids, embeddings, makers in blocks:
+            if makers != {(identity.bundle_id, identity.variant)}:
+                raise ForeignCatalogue(
+                    "the database holds embeddings of another bundle or variant: index the cohort "
+                    "again"
+                )
+            yield ids, embeddings
+
+    def _apply(
+        self, removed: Sequence[int], added: Sequence[tuple[IdArray, FloatArray]], revision: int
+    ) -> None:
+        if removed:
+            self._vectors.remove(np.asarray(removed, np.int64))
+        for ids, vectors in added:
+            self._vectors.add(ids, vectors)
+        self.identity = dataclasses.replace(self.identity, revision=revision)
+
+    def _forget(self) -> None:
+        """Leave nothing of erased lesions in the files beside the tables."""
+        drop_cache(self.path)
+        checkpoint(self._engine)
+
+    def _open(self, connection: Connection) -> VectorIndex:
+        """Return the cached vectors brought to the database's revision, else rebuild them."""
+        path, identity = self.path, self.identity
+        cache = describe_cache(path)
+        if cache is None:
+            log.info("%s: no vector cache; rebuilding it from the database", path)
+            return self._rebuild(connection)
+        if (cache.bundle_id, cache.variant) != (identity.bundle_id, identity.variant):
+            raise ForeignCatalogue(
+                f"{path}: the vectors are of another bundle or variant: {REMEDY}"
+            )
+        if cache.revision > identity.revision:
+            raise StaleCatalogue(
+                f"{path}: the vectors are of revision {cache.revision}, the database is of "
+                f"revision {identity.revision} and has lost lesions: restore a backup; or, to go "
+                f"on without those lesions, {REMEDY}"
+            )
+        vectors = load_cache(path, cache)
+        if cache.revision < identity.revision:
+            self._bring_up(vectors, connection, cache.revision)
+        held = rows.count_lesions(connection)
+        if (vectors.dim, len(vectors)) != (identity.embedding_dim, held):
+            raise CorruptCatalogue(
+                f"{path}: expected {held} vectors of length {identity.embedding_dim}, got "
+                f"{len(vectors)} of length {vectors.dim}: {REMEDY}"
+            )
+        return vectors
+
+    def _bring_up(self, vectors: VectorIndex, connection: Connection, since: int) -> None:
+        log.warning(
+            "%s: the vector cache is of revision %d, the database of %d; catching up",
+            self.path,
+            since,
+            self.identity.revision,
+        )
+        if removed := rows.removed_since(connection, since):
+            vectors.remove(np.asarray(removed, np.int64))
+            drop_cache(self.path)
+        for ids, embeddings in self._embeddings(connection, since):
+            vectors.add(ids, directions(embeddings))
+
+    def _rebuild(self, connection: Connection) -> VectorIndex:
+        vectors = FlatIndex(self.identity.embedding_dim)
+        for ids, embeddings in self._embeddings(connection, since=0):
+            vectors.add(ids, directions(embeddings))
+        return vectors
+
+
+def directions(embeddings: FloatArray) -> FloatArray:
+    """Return (N, D) float32 rows of unit length.
+
+    Raises:
+        InferenceError: a number is not finite, or a row has no direction.
+    """
+    if not np.isfinite(embeddings).all():
+        raise InferenceError("an embedding holds a number that is not finite")
+    return unit_norm(embeddings)

@@ -1,0 +1,201 @@
+"""Lesions that come, change and go, under several eyes."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import (
+    DuplicateImage,
+    InvalidRecord,
+    LesionExists,
+    LesionGone,
+    RequestKeyReused,
+    StaleCatalogue,
+    UnknownLesion,
+)
+from index import cache
+from index.catalogue import Catalogue
+from index.lesions import CatalogueLesion, Edit, RequestKey
+from tests.fakes import BLUE, GREEN, RED, make_lesion, write_catalogue
+
+BUNDLE_ID = "ab" * 32
+REQUEST = RequestKey("a" * 64, "b" * 64)
+QUERY = np.ones((1, 4), np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six lesions of two patients."""
+    lesions = [
+        make_lesion(f"{name}-{n}", colour, seed=n, patient_id=name, record={"age_years": 30.0 + n})
+        for name, colour in (("red", RED), ("green", GREEN))
+        for n in range(3)
+    ]
+    with write_catalogue(tmp_path / "catalogue", lesions) as opened:
+        opened.save()
+    return tmp_path / "catalogue"
+
+
+def reopen(folder: Path) -> Catalogue:
+    return Catalogue.open(folder, bundle_id=BUNDLE_ID, variant="fp32")
+
+
+@pytest.fixture
+def catalogue(folder: Path) -> Iterator[Catalogue]:
+    with reopen(folder) as opened:
+        yield opened
+
+
+def found(catalogue: Catalogue) -> set[str]:
+    (hits,) = catalogue.search(QUERY, k=100)
+    return {hit.lesion_id for hit in hits}
+
+
+def new(name: str = "blue-0", seed: int = 70) -> CatalogueLesion:
+    return make_lesion(name, BLUE, seed=seed, patient_id="blue")
+
+
+def test_a_repeated_request_adds_once(catalogue: Catalogue) -> None:
+    assert catalogue.add_once(new(), REQUEST)
+    revision = catalogue.revision
+    assert not catalogue.add_once(new(), REQUEST)
+    assert catalogue.revision == revision
+    assert len(catalogue) == 7
+    with pytest.raises(RequestKeyReused, match="nothing is added"):
+        catalogue.add_once(new("blue-1", 71), RequestKey(REQUEST.key, "c" * 64))
+    with pytest.raises(LesionExists, match="'blue-0'"):
+        catalogue.add_once(new("blue-0", 72), None)
+    with pytest.raises(DuplicateImage, match="'blue-0' holds one of them"):
+        catalogue.add_once(new("blue-1"), None)
+    assert found(catalogue) >= {"blue-0"}
+    assert len(catalogue) == 7
+
+
+def test_a_repeated_request_does_not_bring_an_erased_lesion_back(catalogue: Catalogue) -> None:
+    catalogue.add_once(new(), REQUEST)
+    catalogue.remove("blue-0")
+    with pytest.raises(LesionGone, match="removed since"):
+        catalogue.add_once(new(), REQUEST)
+    assert len(catalogue) == 6
+    # A request of its own is a decision of its own.
+    assert catalogue.add_once(new(), None)
+
+
+def test_an_edit_changes_what_it_names(catalogue: Catalogue) -> None:
+    before = catalogue.lesion("red-0")
+    edit = Edit({"sex": "male", "age_years": None}, {"label": "mel", "confirmed_by": "follow_up"})
+    after = catalogue.update("red-0", edit)
+    assert after.record == {"sex": "male"}
+    assert (after.label, after.confirmed_by, after.malignant) == (
+        "mel",
+        "follow_up",
+        before.malignant,
+    )
+    np.testing.assert_array_equal(after.embedding, before.embedding)
+    assert catalogue.revision == 2
+    assert len(catalogue) == 6
+    with pytest.raises(UnknownLesion, match="'nobody'"):
+        catalogue.update("nobody", edit)
+    with pytest.raises(InvalidRecord):
+        catalogue.update("red-0", Edit({"age_years": -5.0}, {}))
+    assert catalogue.lesion("red-0").record == {"sex": "male"}
+    assert catalogue.revision == 2
+
+
+def test_an_erased_patient_is_found_no_more(catalogue: Catalogue, folder: Path) -> None:
+    receipt = catalogue.erase_patient("red")
+    assert sorted(receipt.lesions) == ["red-0", "red-1", "red-2"]
+    assert (receipt.images, receipt.thumbnails, receipt.revision) == (3, 3, 2)
+    assert found(catalogue) == {"green-0", "green-1", "green-2"}
+    with pytest.raises(UnknownLesion):
+        catalogue.lesions_of_patient("red")
+    with pytest.raises(UnknownLesion, match="an id that none"):
+        catalogue.erase_patient("red")
+    with reopen(folder) as again:
+        assert found(again) == {"green-0", "green-1", "green-2"}
+
+
+def test_nothing_of_an_erased_patient_lies_in_any_file(folder: Path) -> None:
+    with reopen(folder) as catalogue:
+        secret = make_lesion("canary-lesion", BLUE, seed=5, patient_id="canary-patient")
+        catalogue.add([secret])
+        catalogue.save()
+        stored = catalogue.lesion("canary-lesion")
+        image = catalogue.thumbnail("canary-lesion")
+        traces = [b"canary", stored.embedding.astype("<f4").tobytes(), image]
+        traces += [content.encode() for content in stored.content_hashes]
+        assert all(any(t in f.read_bytes() for f in folder.iterdir()) for t in traces)
+        catalogue.erase_patient("canary-patient")
+        for file in folder.iterdir():
+            content = file.read_bytes()
+            assert [t for t in traces if t in content] == [], file.name
+    with reopen(folder) as catalogue:
+        catalogue.save()
+    for file in folder.iterdir():
+        assert [t for t in traces if t in file.read_bytes()] == [], file.name
+
+
+def test_two_objects_on_one_catalogue_see_each_others_changes(folder: Path) -> None:
+    with reopen(folder) as first, reopen(folder) as second:
+        first.add_once(new(), REQUEST)
+        assert "blue-0" in found(second)
+        assert not second.add_once(new(), REQUEST)
+        second.erase_patient("red")
+        second.add_once(new("blue-1", 71), None)
+        first.update("blue-1", Edit({}, {"label": "mel"}))
+        assert (
+            found(first)
+            == found(second)
+            == {f"green-{n}" for n in range(3)}
+            | {
+                "blue-0",
+                "blue-1",
+            }
+        )
+        assert first.revision == second.revision == 5
+        first.save()
+    with reopen(folder) as third:
+        assert len(third) == 5
+
+
+def test_a_cache_that_holds_an_erased_lesion_is_dropped_at_the_next_start(folder: Path) -> None:
+    """As after a kill between the commit and the cache's removal."""
+    kept = {f: (folder / f).read_bytes() for f in (cache.VECTORS, cache.DESCRIPTION)}
+    with reopen(folder) as catalogue:
+        catalogue.remove("red-1")
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    with reopen(folder) as catalogue:
+        assert "red-1" not in found(catalogue)
+        assert len(catalogue) == 5
+        assert not (folder / cache.VECTORS).exists()
+
+
+def test_a_database_that_went_back_is_told(folder: Path) -> None:
+    with reopen(folder) as catalogue:
+        with sqlite3.connect(folder / "catalogue.sqlite") as raw:
+            raw.execute("UPDATE catalogue_info SET revision = 0")
+        with pytest.raises(StaleCatalogue, match="went back from revision 1 to 0"):
+            found(catalogue)
+
+
+def test_a_failed_change_leaves_nothing(catalogue: Catalogue) -> None:
+    with pytest.raises(LesionExists):
+        catalogue.add([new(), make_lesion("red-0", RED)])
+    assert len(catalogue) == 6
+    assert catalogue.revision == 1
+    assert "blue-0" not in found(catalogue)
+
+
+def test_pages_follow_each_other_and_end(catalogue: Catalogue) -> None:
+    first, cursor = catalogue.lesions_after(0, 4)
+    assert [lesion.lesion_id for lesion in first] == ["red-0", "red-1", "red-2", "green-0"]
+    assert cursor is not None
+    catalogue.remove("green-0")
+    rest, end = catalogue.lesions_after(cursor, 4)
+    assert [lesion.lesion_id for lesion in rest] == ["green-1", "green-2"]
+    assert end is None
+    assert catalogue.lesions_after(10**6, 4) == ([], None)
