@@ -77,6 +77,12 @@ class TimedOut(e.LesionError):
     code: ClassVar[str] = "timed_out"
 
 
+class LedgerError(e.LesionError):
+    """The service's own database cannot be used."""
+
+    code: ClassVar[str] = "ledger_error"
+
+
 @dataclass(frozen=True)
 class Problem:
     """How an error is answered; `public` replaces its message where that is for the site only."""
@@ -89,6 +95,9 @@ ASK_OPERATOR = "this is the site's to repair: tell its operator the request_id"
 NO_BUNDLE = Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the bundle cannot be used; {ASK_OPERATOR}")
 NO_CATALOGUE = Problem(
     HTTPStatus.SERVICE_UNAVAILABLE, f"the catalogue cannot answer; {ASK_OPERATOR}"
+)
+NO_LEDGER = Problem(
+    HTTPStatus.SERVICE_UNAVAILABLE, f"the service's ledger cannot be used; {ASK_OPERATOR}"
 )
 NOT_OURS = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, f"the service failed; {ASK_OPERATOR}")
 CONTENT = Problem(HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -135,6 +144,7 @@ PROBLEMS: dict[type[e.LesionError], Problem] = {
     Stalled: UNAVAILABLE,
     Draining: UNAVAILABLE,
     TimedOut: UNAVAILABLE,
+    LedgerError: NO_LEDGER,
 }
 # Asking again later may help, so these carry Retry-After.
 RETRY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})

@@ -35,6 +35,11 @@ class Settings(BaseSettings):
 
     bundle: Path | None = setting(None, "folder of the bundle that is served")
     catalogue: Path | None = setting(None, "folder of the catalogue of reference lesions")
+    ledger: Path | None = setting(
+        None,
+        "folder of the service's own database (API keys). Unset: the folder `ledger` beside the "
+        "catalogue's folder",
+    )
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port to listen on", ge=1, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = setting(
@@ -105,6 +110,22 @@ class Settings(BaseSettings):
         if self.max_context_lesions < self.max_images_risk:
             raise ValueError("max_context_lesions must hold max_images_risk lesions")
         return self
+
+    @property
+    def ledger_folder(self) -> Path:
+        """Return where the ledger lies.
+
+        Raises:
+            InvalidSettings: neither the ledger nor the catalogue is named.
+        """
+        if self.ledger is not None:
+            return self.ledger
+        if self.catalogue is None:
+            raise InvalidSettings(
+                "SLIMP_LEDGER: expected the folder of the service's own database, or "
+                "SLIMP_CATALOGUE, beside which it then lies; got neither"
+            )
+        return self.catalogue.absolute().parent / "ledger"
 
     @property
     def image_limits(self) -> ImageLimits:

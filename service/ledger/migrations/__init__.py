@@ -1,0 +1,1 @@
+"""The ledger's table versions, applied by Alembic when a ledger is created or opened."""

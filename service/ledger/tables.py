@@ -1,0 +1,51 @@
+"""The ledger's SQL tables."""
+
+import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, DateTime, Dialect, LargeBinary, MetaData, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+
+
+class UtcDateTime(TypeDecorator[datetime.datetime]):
+    """A moment; stored in UTC, since SQLite forgets the zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(
+        self, value: datetime.datetime | None, dialect: Dialect
+    ) -> datetime.datetime | None:
+        return None if value is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime.datetime | None:
+        return None if value is None else value.replace(tzinfo=datetime.UTC)
+
+
+class ApiKeyRow(Base):
+    """One API key: its public id and the hash of its secret, never the secret."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (CheckConstraint("scope IN ('read', 'write', 'admin')", name="scope"),)
+
+    key_id: Mapped[str] = mapped_column(String(12), primary_key=True)
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    scope: Mapped[str] = mapped_column(String(16))
+    label: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime.datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime.datetime | None] = mapped_column(UtcDateTime)
