@@ -1,6 +1,5 @@
 """A prepared cohort to a catalogue, in chunks, so that memory is flat."""
 
-import io
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,8 @@ from index.cohort_lesions import (
     first_of,
 )
 from index.lesions import CatalogueLesion, FloatArray
+from index.thumbnails import make_thumbnail
 
-THUMBNAIL_PX = 192
-THUMBNAIL_QUALITY = 85
 # Batches of images whose lesions are added in one transaction.
 CHUNK_BATCHES = 4
 
@@ -258,13 +256,3 @@ class _Builder:
             content_hashes=tuple(picture.content_hash for picture in pictures),
             thumbnail=pictures[0].thumbnail,
         )
-
-
-def make_thumbnail(image: Image.Image) -> bytes:
-    """Return a JPEG of at most 192 px a side, made from the pixels and nothing else."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    fresh = Image.frombytes("RGB", small.size, small.tobytes())
-    buffer = io.BytesIO()
-    fresh.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    return buffer.getvalue()

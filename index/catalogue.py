@@ -5,6 +5,7 @@ it may be behind or absent, never ahead (`index/live.py`). All that is known of 
 thumbnail included, lies in the one database.
 """
 
+import datetime
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,7 +173,9 @@ class Catalogue:
             rows.refuse_known(change.connection, lesions)
             change.insert(lesions, vectors)
 
-    def add_once(self, lesion: CatalogueLesion, request: RequestKey | None) -> bool:
+    def add_once(
+        self, lesion: CatalogueLesion, request: RequestKey | None
+    ) -> tuple[StoredLesion, bool]:
         """Add one lesion of which no image is in the catalogue; a repeated request adds nothing.
 
         Args:
@@ -180,7 +183,7 @@ class Catalogue:
             request: names the request where it may come twice.
 
         Returns:
-            whether it was added now; False where the same request had added it before.
+            the lesion, and whether it was added now: not where the same request had added it.
 
         Raises:
             LesionExists, DuplicateImage: the id, or one of the images, is in the catalogue already.
@@ -191,14 +194,15 @@ class Catalogue:
         vectors = self._check([lesion])
         with self._live.changing() as change:
             connection = change.connection
-            if request is not None and rows.answered_before(connection, request):
-                return False
+            known = None if request is None else rows.answered_before(connection, request)
+            if known is not None:
+                return self._stored(connection, [known])[0], False
             rows.refuse_known(connection, [lesion])
             rows.refuse_twins(connection, [lesion])
-            change.insert([lesion], vectors)
+            (pk,) = change.insert([lesion], vectors)
             if request is not None:
-                rows.note_request(connection, request, int(change.added[0][0][0]))
-        return True
+                rows.note_request(connection, request, pk)
+            return self._stored(connection, [pk])[0], True
 
     def update(self, lesion_id: str, edit: Edit) -> StoredLesion:
         """Change what is known of a lesion and return it; its pictures stay.
@@ -332,6 +336,11 @@ class Catalogue:
         """Return the record of every lesion, in the order they were added."""
         with self._reading() as connection:
             return rows.read_records(connection, self.schema.fields)
+
+    def names(self) -> list[tuple[str, str | None, datetime.datetime]]:
+        """Return each lesion's id, its patient's, and when it was added (UTC)."""
+        with self._reading() as connection:
+            return rows.read_names(connection)
 
     def lesion(self, lesion_id: str) -> StoredLesion:
         """Return one lesion.

@@ -55,12 +55,18 @@ class Change:
     removed: list[int] = field(default_factory=list)
     is_empty: bool = True
 
-    def insert(self, lesions: Sequence[CatalogueLesion], vectors: FloatArray) -> None:
-        """Insert checked lesions; `vectors` are their (N, D) float32 directions."""
+    def insert(self, lesions: Sequence[CatalogueLesion], vectors: FloatArray) -> list[int]:
+        """Insert checked lesions and return their vector ids.
+
+        Args:
+            lesions: N.
+            vectors: their (N, D) float32 directions.
+        """
         ids = rows.take_ids(self.connection, len(lesions))
         rows.insert_lesions(self.connection, lesions, int(ids[0]), self.stamp)
         self.added.append((ids, vectors))
         self.is_empty = False
+        return [int(i) for i in ids]
 
     def delete(self, pks: Sequence[int]) -> None:
         """Delete lesions with all that hangs on them, and leave word for other processes."""
@@ -165,6 +171,9 @@ class LiveVectors:
             connection.begin(),
         ):
             self._follow(connection)
+            kept = describe_cache(self.path)
+            if kept is not None and kept.revision == self.revision:
+                return
             write_cache(
                 self.path,
                 self._vectors,

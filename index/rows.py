@@ -102,14 +102,14 @@ def refuse_twins(connection: Connection, lesions: Sequence[CatalogueLesion]) -> 
 
 
 def take_ids(connection: Connection, count: int) -> IdArray:
-    """Return (count,) int64 vector ids that were never given before."""
+    """Return (N,) int64, N `count` vector ids that were never given before."""
     last = connection.scalars(select(CatalogueInfo.last_pk)).one()
     connection.execute(update(CatalogueInfo).values(last_pk=last + count))
     return np.arange(last + 1, last + count + 1, dtype=np.int64)
 
 
-def answered_before(connection: Connection, request: RequestKey) -> bool:
-    """Return whether this request was written already.
+def answered_before(connection: Connection, request: RequestKey) -> int | None:
+    """Return the vector id of the lesion that this request added, None if it never came before.
 
     Raises:
         RequestKeyReused: its key named another request.
@@ -118,7 +118,7 @@ def answered_before(connection: Connection, request: RequestKey) -> bool:
     query = select(WrittenRequest.request_sha256, WrittenRequest.lesion_pk)
     row = connection.execute(query.where(WrittenRequest.key_sha256 == request.key)).one_or_none()
     if row is None:
-        return False
+        return None
     if row.request_sha256 != request.content:
         raise RequestKeyReused(
             "expected a new Idempotency-Key for a new request, got one that named another request: "
@@ -126,7 +126,7 @@ def answered_before(connection: Connection, request: RequestKey) -> bool:
         )
     if connection.scalar(select(Lesion.pk).where(Lesion.pk == row.lesion_pk)) is None:
         raise LesionGone("the lesion that this request added was removed since: nothing is added")
-    return True
+    return int(row.lesion_pk)
 
 
 def note_request(connection: Connection, request: RequestKey, lesion_pk: int) -> None:
@@ -261,6 +261,15 @@ def read_records(connection: Connection, fields: Sequence[Field]) -> list[Record
     pks = connection.scalars(select(Lesion.pk).order_by(Lesion.pk)).all()
     records = _read_records(connection, pks, fields)
     return [records[pk] for pk in pks]
+
+
+def read_names(connection: Connection) -> list[tuple[str, str | None, datetime.datetime]]:
+    """Return lesion id, patient id and moment of addition (UTC) of every lesion."""
+    query = select(Lesion.lesion_id, Lesion.patient_id, Lesion.created_at).order_by(Lesion.pk)
+    return [
+        (lesion_id, patient_id, created_at.replace(tzinfo=datetime.UTC))
+        for lesion_id, patient_id, created_at in connection.execute(query)
+    ]
 
 
 def read_thumbnail(connection: Connection, pk: int) -> bytes | None:

@@ -23,6 +23,12 @@ class InvalidRequest(e.LesionError):
         self.field = field
 
 
+class NotAssessable(InvalidRequest):
+    """A picture that cannot be judged where one that can is needed."""
+
+    code: ClassVar[str] = "not_assessable"
+
+
 class MalformedUpload(e.LesionError):
     """A body that is not the multipart form that its content type says."""
 
@@ -135,6 +141,7 @@ PROBLEMS: dict[type[e.LesionError], Problem] = {
     e.LesionGone: Problem(HTTPStatus.GONE),
     e.Overloaded: Problem(HTTPStatus.TOO_MANY_REQUESTS),
     InvalidRequest: CONTENT,
+    NotAssessable: CONTENT,
     MalformedUpload: Problem(HTTPStatus.BAD_REQUEST),
     UnsupportedMedia: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     RequestTooLarge: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),

@@ -1,11 +1,13 @@
 """What a caller may ask, as pydantic models: one declaration for reading a form and for OpenAPI."""
 
+import hashlib
 import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from service.errors import InvalidRequest
+from service.growing import Confirmation, Diagnosis, NewLesion
 from service.patient import SubmittedLesion
 from service.uploads import Form, FormParts
 
@@ -179,6 +181,55 @@ class EmbedRequest(FormRequest):
     image: Images
 
 
+class NewLesionRequest(FormRequest):
+    """A lesion for the catalogue: one to eight images, pooled, and what is known of it."""
+
+    image: Images
+    metadata: RecordText = {}
+    lesion_id: Id | None = Field(
+        default=None, description="its name in the catalogue; without it the service makes one"
+    )
+    patient_id: Id | None = Field(default=None, description="whose it is; never shown again")
+    label: Id | None = Field(default=None, description="the confirmed diagnosis")
+    malignant: bool | None = Field(
+        default=None, description="needed only where the bundle does not know the label"
+    )
+    confirmed_by: Confirmation | None = Field(
+        default=None, description="how the label was found out; a label needs it"
+    )
+
+    def lesion(self) -> NewLesion:
+        """Return what is to be added."""
+        diagnosis = Diagnosis(self.label, self.malignant, self.confirmed_by)
+        return NewLesion(self.image, self.metadata, diagnosis, self.lesion_id, self.patient_id)
+
+    def digest(self) -> str:
+        """Return a hash of everything that is asked, 64 hexadecimal digits."""
+        content = self.model_dump(mode="python", exclude={"image"})
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        for image in self.image:
+            digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()
+
+
+class EditRequest(BaseModel):
+    """What is to change of a catalogue lesion; what is absent stays."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    metadata: dict[str, Any] = Field(
+        default={}, description="fields to set; null makes a field missing"
+    )
+    patient_id: Id | None = None
+    label: Id | None = None
+    malignant: bool | None = None
+    confirmed_by: Confirmation | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return what was sent, by name."""
+        return self.model_dump(mode="python", exclude_unset=True)
+
+
 Asked = TypeVar("Asked", bound=FormRequest)
 FILE_PARTS = frozenset({"image", "images"})
 REPEATED_PARTS = frozenset({"exclude_lesion", "exclude_patient"})
@@ -208,6 +259,23 @@ def parse_form(model: type[Asked], form: Form) -> Asked:
         return model.model_validate(content)
     except ValidationError as error:
         raise invalid_request(error.errors(include_input=False, include_url=False)) from None
+
+
+def parse_edit(body: bytes) -> EditRequest:
+    """Return what a JSON body asks to change.
+
+    Raises:
+        InvalidRequest: it is no such JSON.
+    """
+    try:
+        content = parse_json(body.decode("utf-8", "strict"))
+        return EditRequest.model_validate(content)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_input=False, include_url=False)) from None
+    except ValueError:
+        raise InvalidRequest(
+            'expected a JSON object, such as {"label": "mel", "confirmed_by": "histopathology"}'
+        ) from None
 
 
 def invalid_request(errors: Any) -> InvalidRequest:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from index.catalogue import Hit
-from service.schemas import SimilarLesion
+from index.catalogue import Hit, StoredLesion
+from service.schemas import CatalogueEntry, SimilarLesion
 
 
 def thumbnail_url(lesion_id: str, *, has_thumbnail: bool) -> str | None:
@@ -24,4 +24,17 @@ def show_hits(hits: Sequence[Hit]) -> tuple[SimilarLesion, ...]:
             thumbnail_url=thumbnail_url(hit.lesion_id, has_thumbnail=hit.has_thumbnail),
         )
         for hit in hits
+    )
+
+
+def show_lesion(stored: StoredLesion) -> CatalogueEntry:
+    """Return what is shown of a catalogue lesion."""
+    return CatalogueEntry(
+        lesion_id=stored.lesion_id,
+        label=stored.label,
+        malignant=stored.malignant,
+        confirmed_by=stored.confirmed_by,
+        record=stored.record,
+        source=stored.source,
+        thumbnail_url=thumbnail_url(stored.lesion_id, has_thumbnail=stored.has_thumbnail),
     )

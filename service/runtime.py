@@ -14,9 +14,12 @@ from bundle.fields import Record
 from bundle.images import ImageLimits
 from index.catalogue import Catalogue, Exclusion, StoredLesion
 from index.filters import Filter, parse_filter
+from index.lesions import Receipt, RequestKey
 from service.assessment import assess
 from service.context import Candidate, answer_risk
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, LedgerError
+from service.growing import NewLesion, add_lesion, edit_lesion
+from service.ledger.erasures import Erasures, Kind
 from service.metadata import NO_CATALOGUE, NOT_ASSESSABLE, Metadata, ask_neighbours, complete
 from service.models import Models, load_models
 from service.patient import (
@@ -62,6 +65,7 @@ class Runtime:
 
     models: Models
     catalogue: Catalogue | None
+    erasures: Erasures | None = None
     limits: ImageLimits = DEFAULT_LIMITS
     prevalence: float | None = None
     max_k: int = 100
@@ -219,6 +223,32 @@ class Runtime:
         """Return a lesion of the catalogue; whoever shows it leaves the patient id out."""
         return self._catalogue().lesion(lesion_id)
 
+    def lesions(self, cursor: int, count: int) -> tuple[list[StoredLesion], int | None]:
+        """Return a page of the catalogue's lesions and the cursor of the next one."""
+        return self._catalogue().lesions_after(cursor, count)
+
+    def add_lesion(self, new: NewLesion, request: RequestKey | None) -> tuple[StoredLesion, bool]:
+        """Add a lesion to the catalogue; return it, and whether it was added now."""
+        return add_lesion(self.models, self._catalogue(), new, request, self.limits)
+
+    def edit_lesion(self, lesion_id: str, changes: Mapping[str, Any]) -> StoredLesion:
+        """Change what is known of a catalogue lesion and return it."""
+        return edit_lesion(self.models, self._catalogue(), lesion_id, changes)
+
+    def erase(self, kind: Kind, name: str) -> Receipt:
+        """Erase a lesion, or all lesions of a patient."""
+        if self.erasures is None:
+            raise LedgerError("an erasure must be remembered, and this runtime has no ledger")
+        return self.erasures.erase(self._catalogue(), kind, name)
+
+    def close(self) -> None:
+        """Keep the vectors for the next start and release the databases."""
+        if self.catalogue is not None:
+            self.catalogue.save()
+            self.catalogue.close()
+        if self.erasures is not None:
+            self.erasures.close()
+
     def thumbnail(self, lesion_id: str) -> bytes:
         """Return a catalogue lesion's thumbnail file."""
         return self._catalogue().thumbnail(lesion_id)
@@ -287,9 +317,12 @@ def load_runtime(settings: Settings) -> Runtime:
         bundle_id=models.manifest.bundle_id,
         variant=models.manifest.variant,
     )
+    erasures = Erasures(settings.ledger_folder)
+    erasures.finish(catalogue)
     return Runtime(
         models,
         catalogue,
+        erasures,
         limits=settings.image_limits,
         prevalence=settings.prevalence,
         max_k=settings.max_k,

@@ -224,15 +224,36 @@ class EmbedResponse(EmbedAnswer, Envelope):
     """Answer of /embed."""
 
 
-class LesionResponse(Envelope, Warned):
+class CatalogueEntry(Schema):
     """One lesion of the catalogue; never its patient."""
 
     lesion_id: str
     label: str | None
     malignant: bool | None
+    confirmed_by: str | None = Field(description="how the label was found out")
     record: dict[str, Value]
     source: str | None
     thumbnail_url: str | None
+
+
+class LesionResponse(CatalogueEntry, Envelope, Warned):
+    """Answer of /lesions/{id}."""
+
+
+class LesionsResponse(Envelope, Warned):
+    """One page of the catalogue's lesions, in the order they were added."""
+
+    lesions: tuple[CatalogueEntry, ...]
+    cursor: str | None = Field(description="asks for the next page; null where this is the last")
+
+
+class ErasureResponse(Envelope, Warned):
+    """The receipt of an erasure: what is gone from rows, vectors, small pictures and caches."""
+
+    lesions: int
+    images: int = Field(description="pictures that were known by their hashes")
+    thumbnails: int
+    revision: int = Field(description="the catalogue's, from which on they are gone")
 
 
 class FieldDescription(Schema):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Request
+from pydantic import BaseModel
 
 from bundle.errors import LesionError
 from service.errors import (
@@ -21,11 +22,12 @@ from service.metrics import Metrics
 from service.requests import FormRequest, parse_form, parts_of
 from service.runtime import Runtime, load_runtime
 from service.scheduling import Scheduler
-from service.schemas import Envelope, Quality, Warned
+from service.schemas import Envelope, Quality
 from service.settings import Settings
 from service.uploads import FormLimits, read_form
 
 Asked = TypeVar("Asked", bound=FormRequest)
+Changes = TypeVar("Changes")
 Result = TypeVar("Result")
 Response = TypeVar("Response", bound=Envelope)
 
@@ -131,8 +133,12 @@ class Service:
         """Let go of threads, and of the catalogue if this service opened it."""
         self.scheduler.close()
         runtime, self._runtime = self._runtime, None if self._owns_runtime else self._runtime
-        if self._owns_runtime and runtime is not None and runtime.catalogue is not None:
-            runtime.catalogue.close()
+        if self._owns_runtime and runtime is not None:
+            try:
+                runtime.close()
+            except (LesionError, OSError) as error:
+                # The vectors are made again from SQL at the next start.
+                self.log.error("vectors_not_saved", detail=str(error))
 
     async def ask(
         self,
@@ -169,6 +175,24 @@ class Service:
             content_type = request.headers.get("content-type", "")
             form = await read_form(content_type, request.stream(), parts_of(model), limits)
             asked = parse_form(model, form)
+            return await self._run(request, lambda: work(runtime, asked))
+
+    async def ask_json(
+        self,
+        request: Request,
+        parse: Callable[[bytes], Changes],
+        work: Callable[[Runtime, Changes], Result],
+    ) -> Result:
+        """Return what the runtime answers to a small JSON body, read under the limit of a text."""
+        runtime = self.runtime()
+        limit = self.settings.max_text_bytes
+        async with self.scheduler.admit():
+            body = bytearray()
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise RequestTooLarge(f"expected at most {limit} bytes of JSON, got more")
+            asked = parse(bytes(body))
             return await self._run(request, lambda: work(runtime, asked))
 
     async def look_up(self, request: Request, work: Callable[[Runtime], Result]) -> Result:
@@ -218,7 +242,7 @@ def request_id_of(request: Request) -> str:
     return cast(str, request.state.request_id)
 
 
-def envelop(kind: type[Response], answer: Warned, request: Request) -> Response:
+def envelop(kind: type[Response], answer: BaseModel, request: Request) -> Response:
     """Return an answer with the envelope that every response carries."""
     service = get_service(request)
     envelope = {"request_id": request_id_of(request), "bundle_id": service.bundle_id}

@@ -49,3 +49,30 @@ class ApiKeyRow(Base):
     expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime.datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime.datetime | None] = mapped_column(UtcDateTime)
+
+
+class LedgerSecret(Base):
+    """The one random secret under which erased names are hashed; it never leaves the ledger."""
+
+    __tablename__ = "ledger_secret"
+    __table_args__ = (CheckConstraint("pk = 1", name="one_row"),)
+
+    pk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    secret: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+class ErasureRow(Base):
+    """One erasure: a keyed hash of who was erased, never the name.
+
+    `catalogue_revision` is the revision from which on the catalogue is without it; empty until the
+    catalogue has said so.
+    """
+
+    __tablename__ = "erasure"
+    __table_args__ = (CheckConstraint("kind IN ('lesion', 'patient')", name="kind"),)
+
+    pk: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    subject_hmac: Mapped[bytes] = mapped_column(LargeBinary(32), index=True)
+    erased_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
+    catalogue_revision: Mapped[int | None]

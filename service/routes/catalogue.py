@@ -1,28 +1,45 @@
-"""The catalogue's lesions: /lesions/{id}, its thumbnail and its neighbours.
+"""The catalogue's lesions: reading, adding, changing and erasing them. A patient is never shown."""
 
-Writing (POST, PATCH, DELETE) is reserved. A patient id is never shown.
-"""
-
+import hashlib
 from typing import Annotated
+from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.catalogue import Exclusion
+from index.lesions import Receipt, RequestKey
 from service.errors import InvalidRequest
 from service.problems import problems
-from service.requests import MAX_ID_LENGTH, Ids, read_object
-from service.retrieval import thumbnail_url
-from service.schemas import LesionResponse, SimilarResponse
-from service.state import ServiceDep, envelop, request_id_of
+from service.requests import (
+    MAX_ID_LENGTH,
+    EditRequest,
+    Ids,
+    NewLesionRequest,
+    parse_edit,
+    read_object,
+)
+from service.retrieval import show_lesion
+from service.routes.lesion import form_body
+from service.schemas import (
+    ErasureResponse,
+    LesionResponse,
+    LesionsResponse,
+    SimilarResponse,
+)
+from service.state import Service, ServiceDep, envelop, request_id_of
 
 router = APIRouter(tags=["catalogue"])
 ERRORS = problems(404, 422, 429, 503)
+MAX_PAGE = 500
 # FORMATS of thumbnails, by how their bytes begin.
 WEBP, JPEG = "image/webp", "image/jpeg"
 
 LesionId = Annotated[
     str, Path(min_length=1, max_length=MAX_ID_LENGTH, description="a catalogue lesion's id")
+]
+PatientId = Annotated[
+    str, Path(min_length=1, max_length=MAX_ID_LENGTH, description="a patient's id")
 ]
 
 
@@ -40,6 +57,70 @@ class SimilarQuery(BaseModel):
     )
     exclude_lesion: Ids = Field(default=[], description="lesions left out; may be repeated")
     exclude_patient: Ids = Field(default=[], description="patients left out; may be repeated")
+
+
+@router.post(
+    "/lesions",
+    status_code=201,
+    responses={
+        200: {"model": LesionResponse, "description": "The same request had added it before"},
+        **problems(400, 409, 410, 413, 415, 422, 429, 500, 503),
+    },
+    openapi_extra=form_body(NewLesionRequest),
+)
+async def add_lesion(
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=MAX_ID_LENGTH,
+            description="names this request: sent again, it adds nothing and answers as before",
+        ),
+    ] = None,
+) -> LesionResponse:
+    """Add a lesion to the catalogue: from then on it is found, and speaks for others."""
+    stored, added = await service.ask(
+        request,
+        NewLesionRequest,
+        lambda runtime, asked: runtime.add_lesion(
+            asked.lesion(), request_key(idempotency_key, asked)
+        ),
+        max_files=service.settings.max_images,
+    )
+    response.status_code = 201 if added else 200
+    response.headers["Location"] = f"/lesions/{quote(stored.lesion_id, safe='')}"
+    return envelop(LesionResponse, show_lesion(stored), request)
+
+
+def request_key(key: str | None, asked: NewLesionRequest) -> RequestKey | None:
+    """Return the request's name as the catalogue keeps it."""
+    if key is None:
+        return None
+    return RequestKey(hashlib.sha256(key.encode()).hexdigest(), asked.digest())
+
+
+@router.get("/lesions", responses=ERRORS)
+async def lesions(
+    request: Request,
+    service: ServiceDep,
+    cursor: Annotated[
+        str, Query(pattern="^[0-9]{0,18}$", description="as the page before gave it")
+    ] = "",
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="lesions on a page")] = 50,
+) -> LesionsResponse:
+    """List the catalogue's lesions, page by page, in the order they were added."""
+    page, following = await service.look_up(
+        request, lambda runtime: runtime.lesions(int(cursor or 0), limit)
+    )
+    return LesionsResponse(
+        request_id=request_id_of(request),
+        bundle_id=service.bundle_id,
+        lesions=tuple(show_lesion(lesion) for lesion in page),
+        cursor=None if following is None else str(following),
+    )
 
 
 @router.get("/lesions/{lesion_id:path}/similar", responses=ERRORS)
@@ -77,13 +158,53 @@ async def thumbnail(request: Request, service: ServiceDep, lesion_id: LesionId) 
 async def lesion(request: Request, service: ServiceDep, lesion_id: LesionId) -> LesionResponse:
     """Show what the catalogue knows of a lesion, but for its patient."""
     stored = await service.look_up(request, lambda runtime: runtime.lesion(lesion_id))
-    return LesionResponse(
+    return envelop(LesionResponse, show_lesion(stored), request)
+
+
+@router.patch(
+    "/lesions/{lesion_id:path}",
+    responses=problems(404, 413, 422, 429, 503),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": EditRequest.model_json_schema()}},
+        }
+    },
+)
+async def edit_lesion(request: Request, service: ServiceDep, lesion_id: LesionId) -> LesionResponse:
+    """Change what is known of a lesion; its pictures stay."""
+    stored = await service.ask_json(
+        request,
+        parse_edit,
+        lambda runtime, asked: runtime.edit_lesion(lesion_id, asked.changes()),
+    )
+    return envelop(LesionResponse, show_lesion(stored), request)
+
+
+@router.delete("/lesions/{lesion_id:path}", responses=ERRORS)
+async def erase_lesion(
+    request: Request, service: ServiceDep, lesion_id: LesionId
+) -> ErasureResponse:
+    """Erase a lesion; a backup that is put back later forgets it again."""
+    receipt = await service.look_up(request, lambda runtime: runtime.erase("lesion", lesion_id))
+    return _show_receipt(receipt, request, service)
+
+
+@router.delete("/patients/{patient_id:path}", responses=ERRORS)
+async def erase_patient(
+    request: Request, service: ServiceDep, patient_id: PatientId
+) -> ErasureResponse:
+    """Erase all lesions of a patient; a backup that is put back later forgets them again."""
+    receipt = await service.look_up(request, lambda runtime: runtime.erase("patient", patient_id))
+    return _show_receipt(receipt, request, service)
+
+
+def _show_receipt(receipt: Receipt, request: Request, service: Service) -> ErasureResponse:
+    return ErasureResponse(
         request_id=request_id_of(request),
         bundle_id=service.bundle_id,
-        lesion_id=stored.lesion_id,
-        label=stored.label,
-        malignant=stored.malignant,
-        record=stored.record,
-        source=stored.source,
-        thumbnail_url=thumbnail_url(stored.lesion_id, has_thumbnail=stored.has_thumbnail),
+        lesions=len(receipt.lesions),
+        images=receipt.images,
+        thumbnails=receipt.thumbnails,
+        revision=receipt.revision,
     )

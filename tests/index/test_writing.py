@@ -59,9 +59,11 @@ def new(name: str = "blue-0", seed: int = 70) -> CatalogueLesion:
 
 
 def test_a_repeated_request_adds_once(catalogue: Catalogue) -> None:
-    assert catalogue.add_once(new(), REQUEST)
+    stored, added = catalogue.add_once(new(), REQUEST)
+    assert (stored.lesion_id, added) == ("blue-0", True)
     revision = catalogue.revision
-    assert not catalogue.add_once(new(), REQUEST)
+    again, added = catalogue.add_once(new(), REQUEST)
+    assert (again.lesion_id, added) == ("blue-0", False)
     assert catalogue.revision == revision
     assert len(catalogue) == 7
     with pytest.raises(RequestKeyReused, match="nothing is added"):
@@ -81,7 +83,7 @@ def test_a_repeated_request_does_not_bring_an_erased_lesion_back(catalogue: Cata
         catalogue.add_once(new(), REQUEST)
     assert len(catalogue) == 6
     # A request of its own is a decision of its own.
-    assert catalogue.add_once(new(), None)
+    assert catalogue.add_once(new(), None)[1]
 
 
 def test_an_edit_changes_what_it_names(catalogue: Catalogue) -> None:
@@ -142,7 +144,7 @@ def test_two_objects_on_one_catalogue_see_each_others_changes(folder: Path) -> N
     with reopen(folder) as first, reopen(folder) as second:
         first.add_once(new(), REQUEST)
         assert "blue-0" in found(second)
-        assert not second.add_once(new(), REQUEST)
+        assert not second.add_once(new(), REQUEST)[1]
         second.erase_patient("red")
         second.add_once(new("blue-1", 71), None)
         first.update("blue-1", Edit({}, {"label": "mel"}))
