@@ -1,6 +1,5 @@
 """What surrounds the pixels of an image, counted before a decoder works on it."""
 
-import io
 import struct
 import zlib
 from typing import Any
@@ -22,51 +21,32 @@ from bundle.containers import (
 )
 from bundle.errors import ImageTooLarge, InvalidImage
 from bundle.images import ImageLimits, decode_image
+from tests import image_parts
+from tests.image_parts import (
+    LONG,
+    RATIONAL,
+    SHORT,
+    UNDEFINED,
+    chunk,
+    jpeg_scans,
+    segment,
+    tags,
+    tiled,
+)
 
-SHORT, LONG, RATIONAL, UNDEFINED = 3, 4, 5, 7
+NOISE = Image.effect_noise((24, 24), 40).convert("RGB")
 
 
 def saved(kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.effect_noise((24, 24), 40).convert("RGB").save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def segment(kind: int, body: bytes = b"") -> bytes:
-    return bytes([0xFF, kind]) + struct.pack(">H", len(body) + 2) + body
+    return image_parts.saved(NOISE, kind, **options)
 
 
 def jpeg_with(segments: bytes) -> bytes:
-    data = saved("JPEG")
-    return data[:2] + segments + data[2:]
+    return image_parts.jpeg_with(segments, saved("JPEG"))
 
 
-def jpeg_scans(extra: int) -> tuple[bytes, int]:
-    """Return a progressive JPEG whose last scan comes so often again, and its number of scans."""
-    data = saved("JPEG", progressive=True)
-    last = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + last * extra + data[-2:], data.count(b"\xff\xda") + extra
-
-
-def chunk(kind: bytes, body: bytes = b"") -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png_with(chunks: bytes) -> bytes:
-    data = saved("PNG")
-    place = data.index(b"IDAT") - 4
-    return data[:place] + chunks + data[place:]
-
-
-def tags(
-    *entries: tuple[int, int, int, int], order: str = "<", big: bool = False, tail: bytes = b""
-) -> bytes:
-    """Return a TIFF header with one directory: tag, type, count and value of each entry."""
-    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42)
-    start = struct.pack(order + "HHQ", 8, 0, 16) if big else struct.pack(order + "I", 8)
-    number = struct.pack(order + ("Q" if big else "H"), len(entries))
-    form = order + ("HHQQ" if big else "HHII")
-    return head + start + number + b"".join(struct.pack(form, *e) for e in entries) + tail
+def png_with(chunks: bytes, *, before: bytes = b"IDAT") -> bytes:
+    return image_parts.png_with(chunks, saved("PNG"), before=before)
 
 
 def refusal(data: bytes) -> str:
@@ -95,12 +75,12 @@ def test_what_cameras_and_editors_write_passes() -> None:
 
 
 def test_a_jpeg_of_as_many_scans_as_allowed_is_read_and_one_more_is_refused() -> None:
-    _, own = jpeg_scans(0)
-    data, scans = jpeg_scans(MAX_SCANS - own)
+    _, own = jpeg_scans(NOISE, 0)
+    data, scans = jpeg_scans(NOISE, MAX_SCANS - own)
     assert scans == MAX_SCANS
     decode_image(data)
     assert "at most 32 scans, this one has 33 or more" in refusal(
-        jpeg_scans(MAX_SCANS - own + 1)[0]
+        jpeg_scans(NOISE, MAX_SCANS - own + 1)[0]
     )
 
 
@@ -164,10 +144,9 @@ def test_a_second_colour_profile_is_refused() -> None:
 
 
 def test_chunks_behind_the_pixels_count_and_those_behind_the_end_do_not() -> None:
-    data = saved("PNG")
-    place = data.index(b"IEND") - 4
-    assert "other chunks" in refusal(data[:place] + chunk(b"tEXt") * MAX_PARTS + data[place:])
-    check_container(data + chunk(b"tEXt") * MAX_PARTS)
+    many = chunk(b"tEXt") * MAX_PARTS
+    assert "other chunks" in refusal(png_with(many, before=b"IEND"))
+    check_container(saved("PNG") + many)
 
 
 # ------------------------------------------------------------------ TIFF and EXIF
@@ -228,22 +207,8 @@ def test_exif_of_a_picture_is_counted_wherever_it_stands(kind: str) -> None:
     with pytest.raises(InvalidImage, match="10000 values in tags"):
         decode_image(data)
     if kind == "PNG":
-        behind = saved("PNG")
-        place = behind.index(b"IEND") - 4
         with pytest.raises(InvalidImage, match="10000 values in tags"):
-            decode_image(behind[:place] + chunk(b"eXIf", exif) + behind[place:])
-
-
-def tiled(side: int) -> bytes:
-    """Return a TIFF of 16 x 16 pixels in one tile of side x side, all black."""
-    body = zlib.compress(bytes(side * side))
-    place = 8 + 2 + 10 * 12 + 4
-    entries = (
-        *((256, SHORT, 1, 16), (257, SHORT, 1, 16), (258, SHORT, 1, 8), (259, SHORT, 1, 8)),
-        *((262, SHORT, 1, 1), (277, SHORT, 1, 1), (322, LONG, 1, side), (323, LONG, 1, side)),
-        *((324, LONG, 1, place), (325, LONG, 1, len(body))),
-    )
-    return tags(*entries, tail=bytes(4) + body)
+            decode_image(png_with(chunk(b"eXIf", exif), before=b"IEND"))
 
 
 def test_tiles_may_stand_out_of_the_picture_but_not_far() -> None:
