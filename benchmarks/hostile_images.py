@@ -1,14 +1,14 @@
 """How long, and with how much memory, the service works on odd and hostile images.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.hostile_images
+    OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1048576 python -m benchmarks.hostile_images
 
 Asks `/classify` in process with every file of `tests/service/image_corpus.py`, the large ones too,
 on the tests' fakes: the encoder costs nothing, so that what is measured is reading, decoding and
-judging. Prints a table and fails where a refusal takes longer than 200 ms, a sound picture longer
-than 2 s, a file is answered otherwise than it should, or memory grows from round to round.
+judging. Prints a table and fails where a refusal takes more than 200 ms, a sound picture more than
+2 s, a file is answered otherwise than it should, or memory grows from round to round. Time is the
+processor's, which others on the machine do not lengthen; the table shows what passed, too.
 """
 
-import resource
 import statistics
 import sys
 import tempfile
@@ -49,6 +49,7 @@ class Line:
     entry: Entry
     status: int
     milliseconds: float
+    passed_ms: float
     peak_mib: float
 
     @property
@@ -71,10 +72,12 @@ def memory_mib(name: str) -> float:
 def measure(client: TestClient, entry: Entry) -> Line:
     before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
-    started = time.perf_counter()
+    started, began = time.process_time(), time.perf_counter()
     response = ask(client, "/classify", entry.data)
-    milliseconds = (time.perf_counter() - started) * 1000
-    return Line(entry, response.status_code, milliseconds, memory_mib("VmHWM") - before)
+    milliseconds = (time.process_time() - started) * 1000
+    passed_ms = (time.perf_counter() - began) * 1000
+    peak_mib = memory_mib("VmHWM") - before
+    return Line(entry, response.status_code, milliseconds, passed_ms, peak_mib)
 
 
 def opened(folder: Path) -> TestClient:
@@ -86,12 +89,15 @@ def opened(folder: Path) -> TestClient:
 
 
 def table(lines: list[Line]) -> str:
-    rows = ["| file | MB | status | ms | peak MiB |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = [
+        "| file | MB | status | ms | passed ms | peak MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for line in sorted(lines, key=lambda line: -line.milliseconds)[:SLOWEST]:
         entry = line.entry
         rows.append(
             f"| {entry.name} | {len(entry.data) / 1e6:.2f} | {line.status} "
-            f"| {line.milliseconds:.0f} | {line.peak_mib:.0f} |"
+            f"| {line.milliseconds:.0f} | {line.passed_ms:.0f} | {line.peak_mib:.0f} |"
         )
     return "\n".join(rows)
 
@@ -121,8 +127,7 @@ def main() -> int:
         failures.append(f"memory grew from {used[1]:.0f} to {used[-1]:.0f} MiB")
     grown = ", ".join(f"{mib:.0f}" for mib in used)
     print(table(lines), summary(lines, sound=True), summary(lines, sound=False), sep="\n\n")
-    print(f"\nIn use before and after each of {ROUNDS} rounds: {grown} MiB; ", end="")
-    print(f"largest ever: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(f"\nIn use before and after each of {ROUNDS} rounds: {grown} MiB")
     print(*failures, sep="\n", file=sys.stderr)
     return 1 if failures else 0
 

@@ -206,7 +206,9 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
 def _fresh_pixels(image: Image.Image) -> Image.Image:
     """Return RGB pixels in an image of their own, transparent ones laid on white."""
     if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        fresh = Image.new("RGB", image.size, "white")
+        fresh.paste(image, mask=image)
+        return fresh
     # A conversion copies, also from RGB: of the file only `info` comes along.
     fresh = image.convert("RGB")
     fresh.info = {}
