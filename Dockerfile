@@ -59,6 +59,9 @@ CMD ["--help"]
 
 FROM runtime AS service
 COPY --from=service-environment /opt/slimp /opt/slimp
+# Pixels of a picture come and go in blocks of megabytes; each is given back when it is free instead
+# of kept for the thread that used it (docs/reliability.md).
+ENV MALLOC_MMAP_THRESHOLD_=1048576
 # Inside a container every address is the container's own; what is reachable is what is published.
 ENV SLIMP_HOST=0.0.0.0 SLIMP_PORT=8000
 EXPOSE 8000

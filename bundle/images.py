@@ -14,9 +14,10 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bundle.containers import broken, check_container, check_tags
 from bundle.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
 
 BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -36,6 +37,9 @@ DECODE_ERRORS = (
     *BOMB_ERRORS,
 )
 SRGB = ImageCms.createProfile("sRGB")
+TILE_WIDTH, TILE_LENGTH = 322, 323
+# Tiles at the right and lower edge stand out of the picture.
+TILE_MARGIN = 2
 # Rows hashed at a time: a whole picture's bytes would double its memory.
 HASH_ROWS = 64
 
@@ -94,6 +98,10 @@ def decode_image(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> Image.Imag
             mode, or carries an unreadable colour profile.
     """
     with _opened(data, limits) as image:
+        image.load()
+        # Loading first: a PNG's EXIF may stand behind its pixels.
+        if exif := image.info.get("exif"):
+            check_tags(exif)
         # In place, as wherever it can be done: a large picture's copies are what fills memory.
         ImageOps.exif_transpose(image, in_place=True)
         return _fresh_pixels(_to_srgb(image))
@@ -117,6 +125,7 @@ def _opened(data: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"expected at most {limits.max_bytes} bytes, got {len(data)}")
     try:
+        check_container(data)
         image = Image.open(io.BytesIO(data), formats=limits.formats)
         _check_size_and_frames(image, limits)
         yield image
@@ -125,23 +134,16 @@ def _opened(data: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise _unidentified(data, limits) from None
     except DECODE_ERRORS as error:
-        raise _broken(type(error).__name__) from None
+        raise broken(type(error).__name__) from None
 
 
 def _unidentified(data: bytes, limits: ImageLimits) -> InvalidImage:
     """Return why Pillow could not open the bytes: a broken header, or another kind of content."""
     accepts = (Image.OPEN[name][1] for name in limits.formats if name in Image.OPEN)
     if any(accept is not None and accept(data[:16]) for accept in accepts):
-        return _broken("header")
+        return broken("header")
     return UnsupportedFormat(
         f"expected an image in one of {', '.join(limits.formats)}; the content is none of them"
-    )
-
-
-def _broken(part: str) -> InvalidImage:
-    return InvalidImage(
-        f"expected a complete image; this one is truncated or broken ({part}): "
-        "save it again and send that"
     )
 
 
@@ -154,6 +156,18 @@ def _check_size_and_frames(image: Image.Image, limits: ImageLimits) -> None:
         )
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise InvalidImage("expected one still image, got several frames: send one frame")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiles(image, limits)
+
+
+def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
+    """Refuse tiles that hold far more than the picture: they are decoded whole."""
+    tile = image.tag_v2.get(TILE_WIDTH, 1), image.tag_v2.get(TILE_LENGTH, 1)
+    if not all(isinstance(side, int) and side > 0 for side in tile):
+        raise broken("tiles")
+    width, height = (-(-whole // side) * side for whole, side in zip(image.size, tile, strict=True))
+    if width * height > TILE_MARGIN * limits.max_pixels:
+        raise ImageTooLarge(f"expected tiles as large as the picture, got {width}x{height} pixels")
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -192,7 +206,9 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
 def _fresh_pixels(image: Image.Image) -> Image.Image:
     """Return RGB pixels in an image of their own, transparent ones laid on white."""
     if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        fresh = Image.new("RGB", image.size, "white")
+        fresh.paste(image, mask=image)
+        return fresh
     # A conversion copies, also from RGB: of the file only `info` comes along.
     fresh = image.convert("RGB")
     fresh.info = {}

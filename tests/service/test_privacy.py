@@ -3,30 +3,33 @@
 import asyncio
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
+from bundle.images import decode_image
 from service.logging import make_log
+from tests.canaries import CANARY, canary_images, holds
 from tests.fakes import RED, draw_image
 
-CANARY = "JaneDoeCanary"
+PATHS = (("/classify", "image"), ("/similar", "image"), ("/embed", "image"), ("/risk", "images"))
+SOUND = {200}
+REFUSED = {400, 415, 422}
 
 
-def marked_image() -> bytes:
-    """Return a picture with the canary in its text and comment."""
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Comment", CANARY)
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(draw_image(RED, size=700))) as image:
-        image.save(buffer, "PNG", pnginfo=text)
-    assert CANARY.encode() in buffer.getvalue()
-    return buffer.getvalue()
+def forms(name: str, data: bytes, path: str) -> Iterator[tuple[set[int], dict[str, Any]]]:
+    """Yield forms with the canary around an image, and the statuses that answer them."""
+    marked = {"X-Patient": CANARY}
+    part = (f"{CANARY}.png", data, f"image/{CANARY}", marked)
+    yield SOUND, {"files": {name: part}}
+    yield REFUSED, {"files": {name: (f"{CANARY}.png", data[:150] + CANARY.encode())}}
+    if path != "/embed":
+        kind = "patient" if path == "/risk" else "metadata"
+        yield REFUSED, {"files": {name: part}, "data": {kind: f'{{"{CANARY}": "{CANARY}"}}'}}
 
 
 def test_a_canary_in_every_slot_is_nowhere_afterwards(
@@ -38,20 +41,27 @@ def test_a_canary_in_every_slot_is_nowhere_afterwards(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     app = make_app()
     app.state.service.log = make_log("debug")
-    with TestClient(app) as client:
-        for path, name in (("/classify", "image"), ("/similar", "image"), ("/risk", "images")):
-            files = {name: (f"{CANARY}.png", marked_image(), f"image/{CANARY}")}
-            kind = "patient" if path == "/risk" else "metadata"
-            good = client.post(path, files=files, data={kind: '{"sex": "female"}'})
-            assert good.status_code == 200
-            assert CANARY not in good.text
-            bad = client.post(path, files=files, data={kind: f'{{"{CANARY}": "{CANARY}"}}'})
-            assert bad.status_code == 422
+    picture = decode_image(draw_image(RED, size=200))
+    asked = 0
+    with TestClient(app, headers={"User-Agent": CANARY, "Cookie": f"name={CANARY}"}) as client:
+        for slot, data in canary_images(picture):
+            for path, name in PATHS:
+                for statuses, form in forms(name, data, path):
+                    response = client.post(path, **form)
+                    assert response.status_code in statuses, (slot, path, response.text)
+                    # A field that is unknown is named to who sent it, and to nobody else.
+                    if "data" not in form:
+                        assert not holds(response.content), (slot, path)
+                    assert not holds(str(response.headers).encode()), (slot, path)
+                    asked += 1
         client.get(f"/lesions/{CANARY}/similar?filter={CANARY}")
-        metrics = client.get("/metrics").text
+        client.get(f"/{CANARY}?{CANARY}={CANARY}")
+        metrics = client.get("/metrics").content
     logged = capsys.readouterr()
+    assert asked > 400
     assert '"event": "request"' in logged.out
-    assert CANARY not in logged.out + logged.err + metrics
+    assert not holds((logged.out + logged.err).encode())
+    assert not holds(metrics)
     assert list(tmp_path.iterdir()) == []
 
 
