@@ -90,8 +90,8 @@ def test_what_nobody_foresaw_is_a_constant_answer_and_its_message_goes_nowhere(
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/page/../app.py", 404, "not_found"),
         ("GET", "/classify", 405, "method_not_allowed"),
-        ("DELETE", "/lesions/red-0", 405, "method_not_allowed"),
-        ("POST", "/lesions", 404, "not_found"),
+        ("PUT", "/lesions/red-0", 405, "method_not_allowed"),
+        ("POST", "/patients", 404, "not_found"),
         ("PUT", "/model", 405, "method_not_allowed"),
     ],
 )
