@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from bundle.manifest import RESEARCH_USE
+from service.auditing import AuditTrail
 from service.logging import make_log
 from service.middleware import RequestContext
 from service.problems import install_handlers
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
         lifespan=_lifespan,
     )
     app.state.service = service
+    app.add_middleware(AuditTrail, service=service)
     app.add_middleware(RequestContext, service=service)
     install_handlers(app)
     for routes in (lesion, patient, catalogue, about, health):

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from bundle.errors import LesionError
 from service.errors import PROBLEMS, RETRY, public_message
@@ -53,6 +54,14 @@ def internal_error(service: Service, request_id: str) -> Response:
         code=INTERNAL,
         detail="the service failed in a way nobody foresaw; tell its operator the request_id",
     )
+
+
+def ledger_problem(service: Service, scope: Scope, error: LesionError) -> Response:
+    """Return the answer in place of one that could not be written down."""
+    service.log.error("audit_failed", code=error.code, detail=str(error))
+    status = PROBLEMS[type(error)].status
+    request_id = str(scope["state"]["request_id"])
+    return problem(service, request_id, status, code=error.code, detail=public_message(error))
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     )
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port to listen on", ge=1, le=65535)
+    audit: bool = setting(
+        True, "whether every request is written into the ledger's audit before it is answered"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "least severe log line that is written"
     )

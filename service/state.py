@@ -1,6 +1,7 @@
 """What one app holds while it runs: settings, the runtime once loaded, who may be served."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Annotated, TypeVar, cast
@@ -17,6 +18,8 @@ from service.errors import (
     RequestTooLarge,
     Stalled,
 )
+from service.evidence import digest_form, note_input, note_output
+from service.ledger.audit import AuditLog
 from service.logging import Log, describe_exception
 from service.metrics import Metrics
 from service.requests import FormRequest, parse_form, parts_of
@@ -42,6 +45,7 @@ class Service:
         self.failure: str | None = None
         self.failure_code: str | None = None
         self.is_draining = False
+        self.audit = _open_audit(settings)
         self._runtime = runtime
         self._owns_runtime = runtime is None
         self.scheduler = Scheduler(
@@ -65,6 +69,11 @@ class Service:
     @property
     def bundle_id(self) -> str | None:
         return None if self._runtime is None else self._runtime.bundle_id
+
+    @property
+    def catalogue_revision(self) -> int | None:
+        catalogue = None if self._runtime is None else self._runtime.catalogue
+        return None if catalogue is None else catalogue.revision
 
     def runtime(self) -> Runtime:
         """Return the loaded runtime.
@@ -132,6 +141,8 @@ class Service:
     def close(self) -> None:
         """Let go of threads, and of the catalogue if this service opened it."""
         self.scheduler.close()
+        if self.audit is not None:
+            self.audit.close()
         runtime, self._runtime = self._runtime, None if self._owns_runtime else self._runtime
         if self._owns_runtime and runtime is not None:
             try:
@@ -174,6 +185,7 @@ class Service:
         async with self.scheduler.admit():
             content_type = request.headers.get("content-type", "")
             form = await read_form(content_type, request.stream(), parts_of(model), limits)
+            note_input(request.scope, digest_form(form))
             asked = parse_form(model, form)
             return await self._run(request, lambda: work(runtime, asked))
 
@@ -192,6 +204,7 @@ class Service:
                 body += part
                 if len(body) > limit:
                     raise RequestTooLarge(f"expected at most {limit} bytes of JSON, got more")
+            note_input(request.scope, hashlib.sha256(body).hexdigest())
             asked = parse(bytes(body))
             return await self._run(request, lambda: work(runtime, asked))
 
@@ -210,12 +223,21 @@ class Service:
             with seconds.time():
                 return work()
 
-        return await self.scheduler.run(measured)
+        result = await self.scheduler.run(measured)
+        note_output(request.scope, result)
+        return result
 
     def count_quality(self, quality: Quality) -> None:
         """Count a lesion that could not be assessed, by its reasons."""
         for reason in quality.reasons:
             self.metrics.not_assessable.labels(reason=reason).inc()
+
+
+def _open_audit(settings: Settings) -> AuditLog | None:
+    """Return the audit of this site; None where nothing says where it would lie."""
+    if not settings.audit or (settings.ledger is None and settings.catalogue is None):
+        return None
+    return AuditLog(settings.ledger_folder)
 
 
 def _check_length(request: Request, limits: FormLimits) -> None:

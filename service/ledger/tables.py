@@ -3,7 +3,7 @@
 import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, DateTime, Dialect, LargeBinary, MetaData, String
+from sqlalchemy import CheckConstraint, DateTime, Dialect, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -76,3 +76,35 @@ class ErasureRow(Base):
     subject_hmac: Mapped[bytes] = mapped_column(LargeBinary(32), index=True)
     erased_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
     catalogue_revision: Mapped[int | None]
+
+
+class AuditRow(Base):
+    """One request that was answered or refused; `row_sha256` chains it to the row before.
+
+    Everything is stored as the hash reads it, so that what is verified is what is shown.
+    """
+
+    __tablename__ = "audit"
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[str] = mapped_column(String(40))
+    request_id: Mapped[str] = mapped_column(String(64))
+    caller: Mapped[str | None] = mapped_column(String(255))
+    action: Mapped[str] = mapped_column(String(255))
+    status: Mapped[int]
+    bundle_id: Mapped[str | None] = mapped_column(String(64))
+    catalogue_revision: Mapped[int | None]
+    input_sha256: Mapped[str | None] = mapped_column(String(64))
+    output: Mapped[str | None] = mapped_column(Text)
+    row_sha256: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """How far the audit has come: a tail that was cut off does not fit it."""
+
+    __tablename__ = "audit_head"
+    __table_args__ = (CheckConstraint("pk = 1", name="one_row"),)
+
+    pk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    sequence: Mapped[int]
+    row_sha256: Mapped[str] = mapped_column(String(64))

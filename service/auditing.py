@@ -1,0 +1,82 @@
+"""Writes every request that asks the models or the catalogue into the audit, before its answer.
+
+An answer that cannot be written down is not given: the caller gets 503, and asks again.
+"""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import LedgerError
+from service.ledger.audit import Event
+from service.middleware import method_of
+from service.problems import ledger_problem
+from service.state import Service, route_of
+
+REFUSED = frozenset({401, 403})
+# Files and descriptions that say nothing of anybody; refusals at their door are written down.
+UNAUDITED = frozenset(
+    {
+        "/",
+        "/page",
+        "/docs",
+        "/openapi.json",
+        "/model",
+        "/fields",
+        "/metrics",
+        "/livez",
+        "/readyz",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "unmatched",
+    }
+)
+
+
+class AuditTrail:
+    """Pure ASGI middleware: one row a request, written when its status is known."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        audit = self.service.audit
+        if scope["type"] != "http" or audit is None:
+            await self.app(scope, receive, send)
+            return
+        is_replaced = False
+
+        async def send_written(message: Message) -> None:
+            nonlocal is_replaced
+            if is_replaced:
+                return
+            if message["type"] == "http.response.start":
+                event = self._event(scope, message["status"])
+                if event is not None:
+                    try:
+                        await asyncio.to_thread(audit.append, event)
+                    except LedgerError as error:
+                        is_replaced = True
+                        answer = ledger_problem(self.service, scope, error)
+                        await answer(scope, receive, send)
+                        return
+            await send(message)
+
+        await self.app(scope, receive, send_written)
+
+    def _event(self, scope: Scope, status: int) -> Event | None:
+        route, state = route_of(scope), scope["state"]
+        if status not in REFUSED and (route in UNAUDITED or route.startswith("/page")):
+            return None
+        caller = state.get("caller")
+        return Event(
+            request_id=state["request_id"],
+            caller=None if caller is None else caller.name,
+            action=f"{method_of(scope)} {route}",
+            status=status,
+            bundle_id=self.service.bundle_id,
+            catalogue_revision=self.service.catalogue_revision,
+            input_sha256=state.get("audit_input"),
+            output=state.get("audit_output"),
+        )

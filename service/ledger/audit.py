@@ -1,0 +1,166 @@
+"""What was asked and answered: rows of which each holds the hash of the one before.
+
+Nothing personal is written: what was sent is there as a hash, what was answered as figures. A row
+that is changed, removed or moved no longer fits its neighbours. Who can write the database can
+write the whole chain anew: whoever must be sure notes `Head`, which `slimp audit verify` prints,
+somewhere else, and gives it to a later verification.
+"""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from service.ledger.database import FILE, open_ledger, reporting_damage, writing
+from service.ledger.tables import AuditHead, AuditRow
+
+FIRST_SHA256 = "0" * 64
+STREAM_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Event:
+    """One request and its answer.
+
+    Attributes:
+        request_id: names it in the log.
+        caller: the key or person that asked; None where nobody had to say.
+        action: method and route, without ids.
+        status: of the answer.
+        bundle_id: what answered.
+        catalogue_revision: the catalogue that was asked.
+        input_sha256: of everything that was sent.
+        output: figures of the answer, free of personal data, ready for JSON.
+    """
+
+    request_id: str
+    caller: str | None
+    action: str
+    status: int
+    bundle_id: str | None = None
+    catalogue_revision: int | None = None
+    input_sha256: str | None = None
+    output: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last row: its number, 0 where there is none, and its hash."""
+
+    sequence: int
+    row_sha256: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found.
+
+    Attributes:
+        rows: how many rows fit.
+        head: the last row that fits.
+        broken: what is wrong with the first row that does not; None if all fit.
+    """
+
+    rows: int
+    head: Head
+    broken: str | None
+
+
+class AuditLog:
+    """Appends to the chain and verifies it; several processes may append."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the ledger.
+
+        Raises:
+            LedgerError: it cannot be used.
+        """
+        self._path = folder / FILE
+        self._engine: Engine = open_ledger(folder)
+
+    def close(self) -> None:
+        """Release the database."""
+        self._engine.dispose()
+
+    def append(self, event: Event) -> Head:
+        """Write one row; it is on the disk when this returns.
+
+        Raises:
+            LedgerError: it could not be written.
+        """
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        with reporting_damage(self._path), writing(self._engine).begin() as connection:
+            head = _read_head(connection)
+            columns = asdict(event) | {
+                "sequence": (0 if head is None else head.sequence) + 1,
+                "at": now,
+                "output": None if event.output is None else _canonical(event.output),
+            }
+            digest = _hash(columns, FIRST_SHA256 if head is None else head.row_sha256)
+            connection.execute(insert(AuditRow).values(**columns, row_sha256=digest))
+            last = Head(columns["sequence"], digest)
+            moved = (
+                insert(AuditHead).values(pk=1, **asdict(last))
+                if head is None
+                else update(AuditHead).values(**asdict(last))
+            )
+            connection.execute(moved)
+        return last
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield every row as columns, in order."""
+        query = select(AuditRow.__table__).order_by(AuditRow.sequence)
+        with reporting_damage(self._path), self._engine.connect() as connection:
+            found = connection.execution_options(yield_per=STREAM_ROWS).execute(query)
+            for row in found:
+                yield dict(row._mapping)
+
+    def verify(self, known: Head | None = None) -> Verdict:
+        """Compare every row with the one before, and the last with what is known of it.
+
+        Args:
+            known: a head that was noted earlier; the chain must still pass through it.
+        """
+        fits = Head(0, FIRST_SHA256)
+        for row in self.rows():
+            expected = fits.sequence + 1
+            if row["sequence"] != expected:
+                return _broken(fits, f"row {expected} is missing")
+            if _hash(row, fits.row_sha256) != row["row_sha256"]:
+                return _broken(
+                    fits, f"row {expected} is not as it was written, or not in its place"
+                )
+            fits = Head(expected, row["row_sha256"])
+            if known is not None and known.sequence == fits.sequence and known != fits:
+                return _broken(fits, f"row {expected} is not the one that was noted")
+        with reporting_damage(self._path), self._engine.connect() as connection:
+            head = _read_head(connection)
+        last = max(0 if head is None else head.sequence, 0 if known is None else known.sequence)
+        if last > fits.sequence:
+            return _broken(fits, f"row {fits.sequence + 1} is missing: {last} were written")
+        if (head or Head(0, FIRST_SHA256)) != fits:
+            return _broken(fits, f"row {fits.sequence} is not the last that was written")
+        return Verdict(fits.sequence, fits, None)
+
+
+def _broken(fits: Head, what: str) -> Verdict:
+    return Verdict(fits.sequence, fits, what)
+
+
+def _read_head(connection: Connection) -> Head | None:
+    row = connection.execute(select(AuditHead.sequence, AuditHead.row_sha256)).one_or_none()
+    return None if row is None else Head(row.sequence, row.row_sha256)
+
+
+def _hash(columns: dict[str, Any], before: str) -> str:
+    content = {k: v for k, v in columns.items() if k != "row_sha256"}
+    return hashlib.sha256(f"{before}\n{_canonical(content)}".encode()).hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

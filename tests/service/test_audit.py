@@ -1,0 +1,200 @@
+"""What happened is written down, fits together, and says nothing of anybody."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from service.ledger.audit import AuditLog, Event, Head
+from service.ledger.database import FILE
+from service.runtime import Runtime
+from tests.fakes import BLUE, RED, draw_image
+from tests.service.asking import answer, ask, assert_error
+
+ROWS = 5
+
+
+def event(number: int) -> Event:
+    return Event(f"request {number}", "key", "POST /classify", 200, "ab", 3, "cd", {"n": number})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    log = AuditLog(tmp_path / "ledger")
+    for number in range(1, ROWS + 1):
+        assert log.append(event(number)).sequence == number
+    log.close()
+    return tmp_path / "ledger"
+
+
+def run_sql(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / FILE) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def verdict(folder: Path, known: Head | None = None) -> tuple[int, str | None]:
+    log = AuditLog(folder)
+    found = log.verify(known)
+    log.close()
+    return found.rows, found.broken
+
+
+def test_a_chain_that_nobody_touched_fits(folder: Path) -> None:
+    assert verdict(folder) == (ROWS, None)
+    log = AuditLog(folder)
+    rows = list(log.rows())
+    assert [row["sequence"] for row in rows] == list(range(1, ROWS + 1))
+    assert [json.loads(row["output"])["n"] for row in rows] == list(range(1, ROWS + 1))
+    head = log.verify().head
+    log.append(event(6))
+    assert log.verify(head).broken is None
+    log.close()
+
+
+COLUMNS = [
+    ("at", "'x'"),
+    ("request_id", "'x'"),
+    ("caller", "NULL"),
+    ("action", "'GET /x'"),
+    ("status", "500"),
+    ("bundle_id", "NULL"),
+    ("catalogue_revision", "4"),
+    ("input_sha256", "NULL"),
+    ("output", "'{}'"),
+    ("row_sha256", "'00'"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), COLUMNS)
+@pytest.mark.parametrize("row", [1, 3, ROWS])
+def test_a_changed_row_is_named(folder: Path, column: str, value: str, row: int) -> None:
+    run_sql(folder, f"UPDATE audit SET {column} = {value} WHERE sequence = {row}")
+    rows, broken = verdict(folder)
+    assert rows == row - 1
+    assert broken is not None
+    assert broken.startswith(f"row {row} is not as it was written")
+
+
+@pytest.mark.parametrize("row", range(1, ROWS + 1))
+def test_a_deleted_row_is_named(folder: Path, row: int) -> None:
+    run_sql(folder, f"DELETE FROM audit WHERE sequence = {row}")
+    rows, broken = verdict(folder)
+    assert rows == row - 1
+    assert broken is not None
+    assert broken.startswith(f"row {row} is missing")
+
+
+def test_swapped_rows_are_named(folder: Path) -> None:
+    run_sql(
+        folder,
+        "UPDATE audit SET sequence = 99 WHERE sequence = 2",
+        "UPDATE audit SET sequence = 2 WHERE sequence = 4",
+        "UPDATE audit SET sequence = 4 WHERE sequence = 99",
+    )
+    assert verdict(folder) == (1, "row 2 is not as it was written, or not in its place")
+
+
+def test_a_chain_made_anew_does_not_pass_through_a_noted_head(folder: Path) -> None:
+    log = AuditLog(folder)
+    noted = log.verify().head
+    log.close()
+    run_sql(folder, "DELETE FROM audit", "DELETE FROM audit_head")
+    assert verdict(folder) == (0, None)
+    assert verdict(folder, noted) == (0, f"row 1 is missing: {ROWS} were written")
+    log = AuditLog(folder)
+    for number in range(1, ROWS + 1):
+        log.append(event(number))
+    log.close()
+    assert verdict(folder)[1] is None
+    assert verdict(folder, noted)[1] == f"row {ROWS} is not the one that was noted"
+
+
+def test_a_cut_tail_with_its_head_moved_back_needs_a_noted_head(folder: Path) -> None:
+    run_sql(folder, "DELETE FROM audit WHERE sequence = 5")
+    assert verdict(folder) == (4, "row 5 is missing: 5 were written")
+
+
+@pytest.fixture
+def audited(
+    tmp_path: Path, make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
+) -> Iterator[TestClient]:
+    with TestClient(make_app(make_runtime(), ledger=tmp_path / "ledger")) as client:
+        yield client
+
+
+def rows_of(tmp_path: Path) -> list[dict[str, Any]]:
+    log = AuditLog(tmp_path / "ledger")
+    rows = list(log.rows())
+    assert log.verify().broken is None
+    log.close()
+    return rows
+
+
+def test_every_request_leaves_a_row_and_nothing_personal(
+    audited: TestClient, tmp_path: Path
+) -> None:
+    record = {"sex": "female", "age_years": 61.25}
+    said = answer(audited, "/classify", draw_image(RED, seed=400), metadata=record)
+    answer(audited, "/similar", draw_image(BLUE), exclude_patient=["canary-patient"])
+    assert_error(ask(audited, "/classify", b"canary"), 415, "unsupported_format")
+    audited.get("/lesions/canary-lesion")
+    assert ask(audited, "/risk", draw_image(RED), patient={"age_years": 61.25}).status_code == 200
+    audited.get("/livez")
+    audited.get("/model")
+    rows = rows_of(tmp_path)
+    assert [(row["action"], row["status"]) for row in rows] == [
+        ("POST /classify", 200),
+        ("POST /similar", 200),
+        ("POST /classify", 415),
+        ("GET /lesions/{lesion_id:path}", 404),
+        ("POST /risk", 200),
+    ]
+    first = rows[0]
+    assert first["request_id"] == said["request_id"]
+    assert first["bundle_id"] == said["bundle_id"]
+    assert first["catalogue_revision"] == 1
+    output = json.loads(first["output"])
+    assert (output["label"], output["malignancy"]) == (said["label"], said["malignancy"])
+    assert rows[1]["input_sha256"] != first["input_sha256"]
+    assert rows[3]["input_sha256"] is None
+    content = b"".join(f.read_bytes() for f in (tmp_path / "ledger").iterdir())
+    for word in (b"canary", b"61.25", b"female"):
+        assert word not in content
+
+
+def test_the_same_request_has_the_same_hash(audited: TestClient, tmp_path: Path) -> None:
+    for metadata in ({"sex": "male"}, {"sex": "male"}, {"sex": "female"}):
+        answer(audited, "/classify", draw_image(RED), metadata=metadata)
+    first, same, other = (row["input_sha256"] for row in rows_of(tmp_path))
+    assert first == same != other
+
+
+def test_an_answer_that_cannot_be_written_down_is_not_given(
+    audited: TestClient, tmp_path: Path
+) -> None:
+    run_sql(
+        tmp_path / "ledger",
+        "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN "
+        "SELECT RAISE(ABORT, 'database or disk is full'); END",
+    )
+    response = ask(audited, "/classify", draw_image(RED))
+    content = assert_error(response, 503, "ledger_error")
+    assert "full" not in response.text
+    assert content["bundle_id"] is not None
+    assert audited.get("/livez").status_code == 200
+    run_sql(tmp_path / "ledger", "DROP TRIGGER full")
+    answer(audited, "/classify", draw_image(RED))
+    assert len(rows_of(tmp_path)) == 1
+
+
+def test_the_audit_can_be_switched_off(tmp_path: Path, make_app: Callable[..., FastAPI]) -> None:
+    with TestClient(make_app(ledger=tmp_path / "ledger", audit=False)) as client:
+        answer(client, "/classify", draw_image(RED))
+    assert not (tmp_path / "ledger").exists()
