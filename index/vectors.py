@@ -163,6 +163,16 @@ class FlatIndex:
             fetch *= 4
         return found
 
+    def ids(self) -> IdArray:
+        """Return (N,) int64, the ids of all vectors."""
+        return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
+
+    def vectors(self, ids: IdArray) -> FloatArray:
+        """Return (M, D) float32, the vectors of these (M,) int64 ids, which are there."""
+        if len(ids) == 0:
+            return np.empty((0, self.dim), np.float32)
+        return np.asarray(self._index.reconstruct_batch(ids), np.float32)
+
     def save(self, path: Path) -> None:
         """Write the index to one file."""
         faiss.write_index(self._index, str(path))

@@ -9,13 +9,16 @@ somewhere else, and gives it to a later verification.
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
+from service.errors import InvalidRequest, LedgerError
 from service.ledger.database import FILE, open_ledger, reporting_damage, writing
 from service.ledger.tables import AuditHead, AuditRow
 
@@ -54,6 +57,9 @@ class Head:
 
     sequence: int
     row_sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.sequence}:{self.row_sha256}"
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,34 @@ class AuditLog:
         if (head or Head(0, FIRST_SHA256)) != fits:
             return _broken(fits, f"row {fits.sequence} is not the last that was written")
         return Verdict(fits.sequence, fits, None)
+
+
+@contextmanager
+def open_audit(folder: Path) -> Iterator[AuditLog]:
+    """Yield the audit of a ledger that is there.
+
+    Raises:
+        LedgerError: it is not, or it cannot be used.
+    """
+    if not (folder / FILE).is_file():
+        raise LedgerError(f"{folder}: expected a service's ledger folder, with {FILE}")
+    log = AuditLog(folder)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def parse_head(text: str) -> Head:
+    """Return a head as `Head` writes itself: NUMBER:HASH.
+
+    Raises:
+        InvalidRequest: the text is none.
+    """
+    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text)
+    if match is None:
+        raise InvalidRequest("head: expected NUMBER:HASH, as slimp audit verify prints it")
+    return Head(int(match[1]), match[2])
 
 
 def _broken(fits: Head, what: str) -> Verdict:

@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
+from typer import Typer
+
+from slimp.verbs import audit, catalogue
 from slimp.verbs.adapt import adapt
+from slimp.verbs.backup import backup
 from slimp.verbs.compare import compare
 from slimp.verbs.demo import demo
 from slimp.verbs.evaluate import evaluate
@@ -11,6 +15,7 @@ from slimp.verbs.fit import fit
 from slimp.verbs.index import index
 from slimp.verbs.predict import predict
 from slimp.verbs.prepare import prepare
+from slimp.verbs.restore import restore
 from slimp.verbs.serve import serve
 from slimp.verbs.train import train
 
@@ -26,4 +31,7 @@ ALL: dict[str, Callable[..., None]] = {
     "serve": serve,
     "predict": predict,
     "demo": demo,
+    "backup": backup,
+    "restore": restore,
 }
+GROUPS: dict[str, Typer] = {"catalogue": catalogue.app, "audit": audit.app}

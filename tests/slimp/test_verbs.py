@@ -34,6 +34,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "index": ["absent", "absent", "--out", "out"],
     "serve": ["--port", "0"],
     "predict": ["absent", "absent", "--out", "out.csv"],
+    "backup": ["absent", "--out", "out"],
+    "restore": ["absent", "--out", "out"],
 }
 
 

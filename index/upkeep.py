@@ -1,0 +1,192 @@
+"""A catalogue's upkeep: verify it, make its vectors anew, back it up, put a backup back.
+
+What is copied is the database alone: the vectors are made from it.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Engine
+
+from bundle.errors import CatalogueError, CorruptCatalogue
+from bundle.store import staged_folder
+from index import rows
+from index.cache import describe_cache, digest, drop_cache, load_cache
+from index.catalogue import DATABASE
+from index.database import checkpoint, open_engine, reporting_damage
+from index.identity import Identity, read_identity
+from index.live import directions
+
+# Cosine between a stored vector and the one that its row gives: float32 rounding only.
+LEAST_COSINE = 1 - 1e-5
+
+
+@dataclass(frozen=True)
+class CatalogueState:
+    """What a verification found.
+
+    Attributes:
+        identity: what the catalogue is.
+        lesions: rows.
+        vectors: in the cache on disk; None where there is no cache, which is no fault.
+        cache_revision: whose lesions they are.
+        faults: what is wrong, in words; empty for a sound catalogue.
+    """
+
+    identity: Identity
+    lesions: int
+    vectors: int | None
+    cache_revision: int | None
+    faults: tuple[str, ...]
+
+
+def verify(folder: Path) -> CatalogueState:
+    """Compare everything that a catalogue holds twice; nothing is changed.
+
+    The database is checked by its own engine, every embedding for its length and a direction, and
+    the vectors on disk against their checksum and the embeddings.
+
+    Raises:
+        CorruptCatalogue: the database cannot be read at all.
+    """
+    engine = open_engine(folder / DATABASE, must_exist=True)
+    faults: list[str] = []
+    try:
+        with reporting_damage(folder / DATABASE), engine.connect() as connection:
+            identity = read_identity(connection)
+            for pragma in ("integrity_check", "foreign_key_check"):
+                found = connection.exec_driver_sql(f"PRAGMA {pragma}").all()
+                faults += [f"{pragma}: {row}" for row in found if tuple(row) != ("ok",)]
+            held = rows.count_lesions(connection)
+            vectors, revision = _compare(folder, identity, engine, faults)
+    finally:
+        engine.dispose()
+    return CatalogueState(identity, held, vectors, revision, tuple(faults))
+
+
+def _compare(
+    folder: Path, identity: Identity, engine: Engine, faults: list[str]
+) -> tuple[int | None, int | None]:
+    """Add the vectors' faults; return how many there are, and of which revision."""
+    cached = None
+    try:
+        description = describe_cache(folder)
+        if description is not None:
+            cached = load_cache(folder, description)
+    except CorruptCatalogue as error:
+        faults.append(str(error))
+        description = None
+    known: dict[int, int] = {}
+    if cached is not None and description is not None:
+        if description.revision > identity.revision:
+            faults.append(
+                f"vectors of revision {description.revision}, rows of {identity.revision}"
+            )
+        known = {int(i): place for place, i in enumerate(cached.ids())}
+    seen = 0
+    with engine.connect() as connection:
+        for ids, embeddings, _ in rows.stream_embeddings(connection, identity.embedding_dim):
+            expected = directions(embeddings)
+            if cached is None:
+                continue
+            both = np.array([int(i) in known for i in ids])
+            seen += int(both.sum())
+            stored = cached.vectors(ids[both])
+            cosine = (stored * expected[both]).sum(1)
+            faults += [
+                f"vector {i} is not that of its row" for i in ids[both][cosine < LEAST_COSINE]
+            ]
+            missing = ids[~both]
+            if len(missing) and description and description.revision == identity.revision:
+                faults += [f"vector {i} is missing" for i in missing]
+    if cached is None or description is None:
+        return None, None
+    if len(cached) > seen:
+        gone = len(cached) - seen
+        faults.append(f"{gone} vectors without a row lie in the cache: rebuild it")
+    return len(cached), description.revision
+
+
+def rebuild(folder: Path) -> None:
+    """Drop the vectors on disk and write the database compactly: nothing of what was erased stays.
+
+    Vectors are made again from the rows when the catalogue is next opened and saved.
+    """
+    engine = open_engine(folder / DATABASE, must_exist=True)
+    try:
+        with reporting_damage(folder / DATABASE):
+            drop_cache(folder)
+            raw = engine.raw_connection()
+            try:
+                raw.cursor().execute("VACUUM")
+            finally:
+                raw.close()
+            checkpoint(engine)
+    finally:
+        engine.dispose()
+
+
+def back_up(folder: Path, out: Path) -> Path:
+    """Copy a catalogue's database as it is at one moment, while others may write; return the file.
+
+    Args:
+        folder: the catalogue.
+        out: a folder that does not exist yet or is empty.
+
+    Raises:
+        BundleError: `out` is taken.
+        CorruptCatalogue: the copy is not sound.
+    """
+    database = folder / DATABASE
+    open_engine(database, must_exist=True).dispose()
+    with staged_folder(out) as stage:
+        copy = stage / DATABASE
+        with (
+            _reporting_failure(database),
+            closing(sqlite3.connect(database)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            # One file, that can be copied as it is.
+            target.execute("PRAGMA journal_mode=DELETE")
+        (stage / "SHA256SUMS").write_text(f"{digest(copy)}  {DATABASE}\n", "utf-8")
+    return out / DATABASE
+
+
+def put_back(backup: Path, folder: Path) -> None:
+    """Make a catalogue of a backup.
+
+    Args:
+        backup: a folder that `back_up` wrote.
+        folder: a folder that does not exist yet or is empty.
+
+    Raises:
+        CorruptCatalogue: the backup is not what `back_up` wrote.
+        BundleError: `folder` is taken.
+    """
+    sums, copy = backup / "SHA256SUMS", backup / DATABASE
+    if not (sums.is_file() and copy.is_file()):
+        raise CorruptCatalogue(
+            f"{backup}: expected a backup, with {DATABASE} and SHA256SUMS, as slimp backup makes it"
+        )
+    if sums.read_text("utf-8").split()[:1] != [digest(copy)]:
+        raise CorruptCatalogue(f"{copy}: its SHA-256 is not the one in SHA256SUMS: take another")
+    with staged_folder(folder) as stage:
+        shutil.copyfile(copy, stage / DATABASE)
+        open_engine(stage / DATABASE, must_exist=True).dispose()
+        for leftover in ("-wal", "-shm"):
+            (stage / f"{DATABASE}{leftover}").unlink(missing_ok=True)
+
+
+@contextmanager
+def _reporting_failure(path: Path) -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise CatalogueError(f"{path}: it cannot be copied ({error})") from None

@@ -1,0 +1,134 @@
+"""backup, restore, catalogue and audit: what an operator does at night."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index import cache
+from index.catalogue import Catalogue
+from service.ledger.audit import AuditLog, Event
+from service.ledger.database import FILE
+from service.ledger.erasures import Erasures
+from tests.fakes import GREEN, RED, make_lesion, write_catalogue
+
+Slimp = Callable[..., Any]
+BUNDLE_ID = "ab" * 32
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site's folder, with a catalogue of two patients."""
+    lesions = [
+        make_lesion(f"{name}-{n}", colour, seed=n, patient_id=f"patient {name}")
+        for name, colour in (("red", RED), ("green", GREEN))
+        for n in range(3)
+    ]
+    write_catalogue(tmp_path / "catalogue", lesions).close()
+    return tmp_path
+
+
+def reopen(site: Path) -> Catalogue:
+    return Catalogue.open(site / "catalogue", bundle_id=BUNDLE_ID, variant="fp32")
+
+
+def test_a_sound_catalogue_is_called_sound(site: Path, slimp: Slimp) -> None:
+    ended = slimp("catalogue", "verify", str(site / "catalogue"))
+    assert ended.code == 0, ended
+    assert "revision 1, 6 lesions, 6 vectors on disk (revision 1), 0 faults" in ended.out
+
+
+def break_embedding(folder: Path) -> None:
+    with sqlite3.connect(folder / "catalogue.sqlite") as connection:
+        (other,) = connection.execute("SELECT embedding FROM lesion WHERE pk = 6").fetchone()
+        connection.execute("UPDATE lesion SET embedding = ? WHERE pk = 2", (other,))
+
+
+def break_vectors(folder: Path) -> None:
+    (folder / cache.VECTORS).write_bytes(b"nothing")
+
+
+def leave_a_vector(folder: Path) -> None:
+    with sqlite3.connect(folder / "catalogue.sqlite") as connection:
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("DELETE FROM lesion WHERE pk = 2")
+
+
+def orphan_a_value(folder: Path) -> None:
+    with sqlite3.connect(folder / "catalogue.sqlite") as connection:
+        connection.execute("PRAGMA foreign_keys=OFF")
+        connection.execute("INSERT INTO thumbnail (lesion_pk, image) VALUES (99, x'00')")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (break_embedding, "vector 2 is not that of its row"),
+        (break_vectors, "vectors.faiss: expected"),
+        (leave_a_vector, "1 vectors without a row"),
+        (orphan_a_value, "foreign_key_check"),
+    ],
+)
+def test_every_damage_is_named(
+    site: Path, slimp: Slimp, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(site / "catalogue")
+    ended = slimp("catalogue", "verify", str(site / "catalogue"))
+    assert ended.code == 1
+    assert said in ended.out
+    if damage in (break_vectors, leave_a_vector, break_embedding):
+        assert slimp("catalogue", "rebuild", str(site / "catalogue")).code == 0
+        assert slimp("catalogue", "verify", str(site / "catalogue")).code == 0
+
+
+def test_a_restored_backup_forgets_whoever_was_erased_since(site: Path, slimp: Slimp) -> None:
+    catalogue, backup = site / "catalogue", site / "backup"
+    assert slimp("backup", str(catalogue), "--out", str(backup)).code == 0
+    erasures = Erasures(site / "ledger")
+    with reopen(site) as opened:
+        erasures.erase(opened, "patient", "patient red")
+        opened.add([make_lesion("later", GREEN, seed=9)])
+    erasures.close()
+    shutil.rmtree(catalogue)
+    ended = slimp("restore", str(backup), "--out", str(catalogue))
+    assert ended.code == 0, ended
+    assert "3 lesions; 3 that had been erased were erased again" in ended.out
+    with reopen(site) as opened:
+        assert {name for name, _, _ in opened.names()} == {"green-0", "green-1", "green-2"}
+    for file in catalogue.iterdir():
+        assert b"patient red" not in file.read_bytes(), file.name
+    assert slimp("catalogue", "verify", str(catalogue)).code == 0
+    assert slimp("restore", str(backup), "--out", str(catalogue)).code == 1
+
+
+def test_a_backup_that_was_changed_is_refused(site: Path, slimp: Slimp) -> None:
+    slimp("backup", str(site / "catalogue"), "--out", str(site / "backup"))
+    copy = site / "backup" / "catalogue.sqlite"
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    ended = slimp("restore", str(site / "backup"), "--out", str(site / "again"))
+    assert ended.code == 1
+    assert "SHA-256" in ended.err
+    assert not (site / "again").exists()
+
+
+def test_the_audit_is_verified_from_outside(tmp_path: Path, slimp: Slimp) -> None:
+    folder = tmp_path / "ledger"
+    assert "expected a service's ledger" in slimp("audit", "verify", str(folder)).err
+    log = AuditLog(folder)
+    for number in range(3):
+        log.append(Event(f"r{number}", None, "POST /classify", 200))
+    log.close()
+    ended = slimp("audit", "verify", str(folder))
+    assert (ended.code, "3 rows fit" in ended.out) == (0, True)
+    head = ended.out.split("head ")[1].strip()
+    assert slimp("audit", "verify", str(folder), "--head", head).code == 0
+    assert slimp("audit", "verify", str(folder), "--head", "x").code == 1
+    assert slimp("audit", "show", str(folder)).out.count("POST /classify") == 3
+    with sqlite3.connect(folder / FILE) as connection:
+        connection.execute("UPDATE audit SET status = 500 WHERE sequence = 2")
+    ended = slimp("audit", "verify", str(folder))
+    assert ended.code == 1
+    assert "row 2 is not as it was written" in ended.out
