@@ -19,7 +19,7 @@ SELECTION := -m 'not real_data'
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test check lint bench e2e smoke constraints clean
+.PHONY: help serve demo test check lint bench torture e2e smoke constraints clean
 
 help:
 	@echo "make serve        environment, demo bundle if none is given, service on port $${SLIMP_PORT:-8000}"
@@ -27,6 +27,7 @@ help:
 	@echo "make check        lint, format, types, tests"
 	@echo "make demo         the synthetic pipeline from cohort to catalogue, in $(DEMO)"
 	@echo "make bench        the benchmarks"
+	@echo "make torture      hostile images, and long fuzzing of every route"
 	@echo "make e2e          the end-to-end tests alone"
 	@echo "make smoke        docker compose: build, up, ask, restart, ask again, down"
 	@echo "make constraints  resolve constraints.txt anew"
@@ -80,6 +81,10 @@ e2e: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.synthetic_effects
+
+torture: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.hostile_images
+	FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/service/test_fuzz.py
 
 smoke: $(VENV)/test.stamp
 	$(BIN)/python tests/smoke/compose_smoke.py

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,8 +22,11 @@ READ_ERRORS = (
     TypeError,
     MemoryError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
+    SyntaxError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -46,6 +50,7 @@ def read_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
         CorruptBundle: the bytes are no archive of plain arrays.
     """
     try:
+        _check_members(data, name)
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except READ_ERRORS as error:
@@ -54,6 +59,15 @@ def read_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
     if odd := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
         raise _unreadable(name, f"{odd[0]!r} is no array")
     return arrays
+
+
+def _check_members(data: bytes, name: str) -> None:
+    """Refuse members that would unpack to more than the file: ours are stored as they are."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > len(data):
+        raise _unreadable(name, "members are compressed or overlap")
 
 
 def _unreadable(name: str, reason: str) -> CorruptBundle:

@@ -186,7 +186,7 @@ class FlatIndex:
         """
         try:
             read = dynamic.read_index(str(path))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             reason = str(error).splitlines()[0]
             raise CorruptCatalogue(f"{path}: FAISS cannot read it ({reason})") from None
         inner = faiss.downcast_index(read.index) if isinstance(read, faiss.IndexIDMap2) else None

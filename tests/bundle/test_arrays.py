@@ -1,5 +1,6 @@
 """Archives of arrays: a round trip, and nothing unpickled."""
 
+import contextlib
 import io
 import zipfile
 
@@ -138,3 +139,38 @@ def test_a_damaged_archive_is_read_or_refused_and_nothing_else(
         read_arrays(bytes(data[:keep]), "x.npz")
     except CorruptBundle:
         return
+
+
+def one_member(content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.npy", content)
+    return buffer.getvalue()
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_is_refused() -> None:
+    plain = io.BytesIO()
+    np.save(plain, np.zeros(10_000_000, np.float32))
+    with pytest.raises(CorruptBundle, match="members are compressed or overlap"):
+        read_arrays(one_member(plain.getvalue(), zipfile.ZIP_DEFLATED), "x.npz")
+
+
+@given(header=st.text("()[]{}'\":,0123456789 \\#\n<f4shape", max_size=60))
+def test_any_header_of_an_array_is_read_or_refused(header: str) -> None:
+    raw = header.encode("latin-1")
+    content = b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw
+    with contextlib.suppress(CorruptBundle):
+        read_arrays(one_member(content), "x.npz")
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (2**29,), (-1,), (2**70,)])
+def test_a_shape_that_the_file_does_not_hold_is_refused(shape: tuple[int, ...]) -> None:
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with pytest.raises(CorruptBundle):
+        read_arrays(one_member(content), "x.npz")
+
+
+def test_a_header_that_does_not_end_is_refused() -> None:
+    with pytest.raises(CorruptBundle, match="TokenError"):
+        read_arrays(one_member(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16), "x.npz")

@@ -10,6 +10,8 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from bundle.errors import CatalogueError, CorruptCatalogue, ForeignCatalogue, StaleCatalogue
@@ -283,3 +285,23 @@ def test_erasing_a_lesion_leaves_no_row_of_it(folder: Path, make_lesion: MakeLes
         for table in ("lesion_image", "field_value", "thumbnail"):
             assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0
     engine.dispose()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_description_are_corrupt(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / cache.DESCRIPTION).write_bytes(content)
+    with pytest.raises(CorruptCatalogue):
+        cache.describe_cache(tmp_path)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=200))
+def test_any_bytes_as_vectors_never_reach_faiss(folder: Path, content: bytes) -> None:
+    (folder / cache.VECTORS).write_bytes(content)
+    with pytest.raises(CorruptCatalogue, match=r"expected .* bytes|SHA-256"):
+        reopen(folder)
