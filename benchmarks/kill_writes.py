@@ -186,15 +186,14 @@ class Writer(threading.Thread):
             del self.books.present[name]
             self.books.unknown.add(name)
         path = f"/lesions/{name}" if self.rng.random() < 0.5 else f"/patients/patient%20{name}"
-        for attempt in range(200):
-            answer = self.send("DELETE", path)
-            if answer is not None:
-                break
+        tries = 0
+        while (answer := self.send("DELETE", path)) is None and tries < 200:
+            tries += 1
             self.books.unanswered += 1
-        else:
+        if answer is None:
             raise SystemExit(f"{name}: never answered")
         # After a broken connection the first try may have done it.
-        if answer.status_code != 200 and not (answer.status_code == 404 and attempt):
+        if answer.status_code != 200 and not (answer.status_code == 404 and tries):
             raise SystemExit(f"{name}: {answer.status_code} {answer.text}")
         with self.books.lock:
             self.books.acknowledged += 1
