@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 for name, verb in verbs.ALL.items():
     app.command(name)(verb)
+for name, group in verbs.GROUPS.items():
+    app.add_typer(group, name=name)
 
 
 def main() -> None:

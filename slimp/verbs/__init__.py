@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import typer
+
 from slimp.verbs.adapt import adapt
 from slimp.verbs.compare import compare
 from slimp.verbs.demo import demo
@@ -9,6 +11,7 @@ from slimp.verbs.evaluate import evaluate
 from slimp.verbs.export import export
 from slimp.verbs.fit import fit
 from slimp.verbs.index import index
+from slimp.verbs.keys import keys
 from slimp.verbs.predict import predict
 from slimp.verbs.prepare import prepare
 from slimp.verbs.serve import serve
@@ -27,3 +30,5 @@ ALL: dict[str, Callable[..., None]] = {
     "predict": predict,
     "demo": demo,
 }
+# Verbs that have verbs of their own.
+GROUPS: dict[str, typer.Typer] = {"keys": keys}
