@@ -10,6 +10,10 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from bundle.manifest import RESEARCH_USE
+from service.access.document import document_access
+from service.access.middleware import AccessControl
+from service.access.mode import OFF_BANNER, Mode
+from service.access.routes import RouteTable
 from service.auditing import AuditTrail
 from service.logging import make_log
 from service.middleware import RequestContext
@@ -37,7 +41,9 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
         runtime: answers at once instead of what the settings name; for tests.
 
     Raises:
-        InvalidSettings: a setting is unknown or out of bounds.
+        InvalidSettings: a setting is unknown or out of bounds, or other machines would reach a
+            service that knows no key.
+        LedgerError: the site's keys cannot be read.
     """
     settings = read_settings() if settings is None else settings
     service = Service(settings, runtime, make_log(settings.log_level))
@@ -51,13 +57,17 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
         lifespan=_lifespan,
     )
     app.state.service = service
-    app.add_middleware(AuditTrail, service=service)
-    app.add_middleware(RequestContext, service=service)
     install_handlers(app)
     for routes in (lesion, patient, catalogue, about, health):
         app.include_router(routes.router)
     mount_page(app)
-    _document_problems(app)
+    table = RouteTable(app)
+    app.add_middleware(AccessControl, gate=service.gate, table=table)
+    app.add_middleware(AuditTrail, service=service)
+    app.add_middleware(RequestContext, service=service)
+    _complete_document(app, table)
+    if service.gate.mode is Mode.OFF:
+        service.log.warning("access_control_off", detail=OFF_BANNER)
     return app
 
 
@@ -72,8 +82,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.close()
 
 
-def _document_problems(app: FastAPI) -> None:
-    """Add the error answer's schema, which no route returns by itself, to the OpenAPI document."""
+def _complete_document(app: FastAPI, table: RouteTable) -> None:
+    """Add to the OpenAPI document what no route says by itself: the error answer, and access."""
     make = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -83,6 +93,7 @@ def _document_problems(app: FastAPI) -> None:
                 [(ProblemResponse, "serialization")], ref_template="#/components/schemas/{model}"
             )
             document["components"]["schemas"].update(defined["$defs"])
+            document_access(document, table)
         return make()
 
     app.openapi = openapi  # type: ignore[method-assign]

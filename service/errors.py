@@ -6,11 +6,15 @@ its place and the message goes to the log only. An exception that nobody foresaw
 `service/middleware.py` with a constant body.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import ClassVar
 
 from bundle import errors as e
+
+# How a 401 or 403 says what to send.
+CHALLENGE = 'Bearer realm="slimp"'
 
 
 class InvalidRequest(e.LesionError):
@@ -83,6 +87,105 @@ class TimedOut(e.LesionError):
     code: ClassVar[str] = "timed_out"
 
 
+class AccessRefused(e.LesionError):
+    """A request that its sender may not make; `headers` go into the answer."""
+
+    code: ClassVar[str] = "access_refused"
+
+    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.headers = headers or {}
+
+
+class Unauthenticated(AccessRefused):
+    """No credential where one is needed."""
+
+    code: ClassVar[str] = "unauthenticated"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": CHALLENGE})
+
+
+class CredentialsRefused(AccessRefused):
+    """A credential that does not hold."""
+
+    code: ClassVar[str] = "credentials_refused"
+
+    def __init__(self, message: str) -> None:
+        challenge = f'{CHALLENGE}, error="invalid_token"'
+        super().__init__(message, headers={"WWW-Authenticate": challenge})
+
+
+class InvalidCredentials(CredentialsRefused):
+    """A credential that never held here."""
+
+    code: ClassVar[str] = "invalid_credentials"
+
+
+class ExpiredCredentials(CredentialsRefused):
+    """A credential whose time is over."""
+
+    code: ClassVar[str] = "expired_credentials"
+
+
+class RevokedCredentials(CredentialsRefused):
+    """A key that the site has revoked."""
+
+    code: ClassVar[str] = "revoked_credentials"
+
+
+class InsufficientScope(AccessRefused):
+    """A caller that is known and may not do this."""
+
+    code: ClassVar[str] = "insufficient_scope"
+
+    def __init__(self, needed: str) -> None:
+        challenge = f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"'
+        super().__init__(
+            f"this needs the scope {needed}: ask for a key that has it",
+            headers={"WWW-Authenticate": challenge},
+        )
+
+
+class RateLimited(AccessRefused):
+    """More requests a minute than a caller, or failures than an address, may have."""
+
+    code: ClassVar[str] = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_after_s)})
+
+
+class MisdirectedRequest(AccessRefused):
+    """A host name under which a service without keys is not reached."""
+
+    code: ClassVar[str] = "misdirected_request"
+
+
+class ForeignOrigin(AccessRefused):
+    """A request that another site's page makes to a service without keys."""
+
+    code: ClassVar[str] = "foreign_origin"
+
+
+class IdentityUnavailable(e.LesionError):
+    """The identity provider's keys cannot be fetched."""
+
+    code: ClassVar[str] = "identity_unavailable"
+
+
+class UnknownKey(e.LesionError):
+    """A key id that the ledger does not hold."""
+
+    code: ClassVar[str] = "unknown_key"
+
+
+class UnusableKey(e.LesionError):
+    """A key that is expired or revoked where a usable one is needed."""
+
+    code: ClassVar[str] = "unusable_key"
+
+
 class LedgerError(e.LesionError):
     """The service's own database cannot be used."""
 
@@ -151,6 +254,19 @@ PROBLEMS: dict[type[e.LesionError], Problem] = {
     Stalled: UNAVAILABLE,
     Draining: UNAVAILABLE,
     TimedOut: UNAVAILABLE,
+    AccessRefused: Problem(HTTPStatus.FORBIDDEN),
+    Unauthenticated: Problem(HTTPStatus.UNAUTHORIZED),
+    CredentialsRefused: Problem(HTTPStatus.UNAUTHORIZED),
+    InvalidCredentials: Problem(HTTPStatus.UNAUTHORIZED),
+    ExpiredCredentials: Problem(HTTPStatus.UNAUTHORIZED),
+    RevokedCredentials: Problem(HTTPStatus.UNAUTHORIZED),
+    InsufficientScope: Problem(HTTPStatus.FORBIDDEN),
+    RateLimited: Problem(HTTPStatus.TOO_MANY_REQUESTS),
+    MisdirectedRequest: Problem(HTTPStatus.MISDIRECTED_REQUEST),
+    ForeignOrigin: Problem(HTTPStatus.FORBIDDEN),
+    IdentityUnavailable: UNAVAILABLE,
+    UnknownKey: Problem(HTTPStatus.NOT_FOUND),
+    UnusableKey: Problem(HTTPStatus.CONFLICT),
     LedgerError: NO_LEDGER,
 }
 # Asking again later may help, so these carry Retry-After.

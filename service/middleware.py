@@ -80,6 +80,7 @@ class RequestContext:
     def _note(self, scope: Scope, statuses: list[int], seconds: float) -> None:
         route = route_of(scope)
         status = statuses[0] if statuses else int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        caller = scope["state"].get("caller")
         metrics = self.service.metrics
         metrics.requests.labels(route=route, method=method_of(scope), status=status).inc()
         metrics.request_seconds.labels(route=route).observe(seconds)
@@ -89,6 +90,7 @@ class RequestContext:
             method=method_of(scope),
             status=status,
             seconds=round(seconds, 4),
+            caller=None if caller is None else caller.name,
         )
 
 

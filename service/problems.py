@@ -1,5 +1,6 @@
 """Error answers: RFC 9457 problem+json of one shape, for our errors and the framework's."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from bundle.errors import LesionError
 from service.errors import PROBLEMS, RETRY, public_message
 from service.requests import invalid_request
 from service.schemas import ProblemResponse
-from service.state import Service, get_service, request_id_of
+from service.state import Service, bundle_id_for, get_service, request_id_of
 
 MEDIA_TYPE = "application/problem+json"
 INTERNAL = "internal_error"
@@ -26,12 +27,14 @@ def problem(
     *,
     code: str,
     detail: str,
+    bundle_id: str | None,
     field: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return one error answer; 429 and 503 say when to ask again."""
     body = ProblemResponse(
         request_id=request_id,
-        bundle_id=service.bundle_id,
+        bundle_id=bundle_id,
         type=f"urn:slimp:problem:{code}",
         title=status.phrase,
         status=status,
@@ -41,7 +44,10 @@ def problem(
     )
     retry = {"Retry-After": str(service.settings.retry_after_s)} if status in RETRY else {}
     return JSONResponse(
-        body.model_dump(mode="json"), status_code=status, headers=retry, media_type=MEDIA_TYPE
+        body.model_dump(mode="json"),
+        status_code=status,
+        headers=retry | dict(headers or {}),
+        media_type=MEDIA_TYPE,
     )
 
 
@@ -53,6 +59,7 @@ def internal_error(service: Service, request_id: str) -> Response:
         HTTPStatus.INTERNAL_SERVER_ERROR,
         code=INTERNAL,
         detail="the service failed in a way nobody foresaw; tell its operator the request_id",
+        bundle_id=service.bundle_id,
     )
 
 
@@ -61,7 +68,14 @@ def ledger_problem(service: Service, scope: Scope, error: LesionError) -> Respon
     service.log.error("audit_failed", code=error.code, detail=str(error))
     status = PROBLEMS[type(error)].status
     request_id = str(scope["state"]["request_id"])
-    return problem(service, request_id, status, code=error.code, detail=public_message(error))
+    return problem(
+        service,
+        request_id,
+        status,
+        code=error.code,
+        detail=public_message(error),
+        bundle_id=None if scope["state"].get("caller") is None else service.bundle_id,
+    )
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -72,15 +86,16 @@ def install_handlers(app: FastAPI) -> None:
 
 
 async def _answer_lesion_error(request: Request, error: Exception) -> Response:
-    return _lesion_error(request, cast(LesionError, error))
+    return answer_error(request, cast(LesionError, error))
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
     errors = cast(RequestValidationError, error).errors()
-    return _lesion_error(request, invalid_request(errors))
+    return answer_error(request, invalid_request(errors))
 
 
-def _lesion_error(request: Request, error: LesionError) -> Response:
+def answer_error(request: Request, error: LesionError) -> Response:
+    """Return the answer to an error of ours, and log what is the site's to repair."""
     service = get_service(request)
     status = PROBLEMS[type(error)].status
     if PROBLEMS[type(error)].public is not None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -91,7 +106,9 @@ def _lesion_error(request: Request, error: LesionError) -> Response:
         status,
         code=error.code,
         detail=public_message(error),
+        bundle_id=bundle_id_for(request),
         field=getattr(error, "field", None),
+        headers=getattr(error, "headers", None),
     )
 
 
@@ -104,6 +121,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         status,
         code=status.phrase.lower().replace(" ", "_"),
         detail=f"{status.phrase}: /docs lists every path and its methods",
+        bundle_id=bundle_id_for(request),
     )
     answer.headers.update(known.headers or {})
     return answer

@@ -319,6 +319,9 @@ class CatalogueDescription(Schema):
 class ModelResponse(Envelope, Warned):
     """What is served, for what it may be used, and the evidence behind it."""
 
+    access: Literal["loopback", "off", "required"] = Field(
+        description="whether callers need a key; off lets in whoever reaches the service"
+    )
     intended_use: str
     limits: tuple[str, ...]
     labels: tuple[str, ...]

@@ -43,6 +43,9 @@ class DrainingServer(uvicorn.Server):
                 access_log=False,
                 timeout_graceful_shutdown=math.ceil(settings.request_timeout_s),
                 server_header=False,
+                # Whoever is not named may not say which client it speaks for.
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=settings.trusted_proxies,
             )
         )
 

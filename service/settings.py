@@ -13,12 +13,16 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bundle.errors import InvalidSettings
 from bundle.images import ImageLimits
 
 PREFIX = "SLIMP_"
+# Signatures made with a private key and checked with a public one; nothing else is known.
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
 # Read by other programs of the project, not by the service.
 FOREIGN_KEYS = frozenset({"SLIMP_REAL_DATA"})
 
@@ -40,13 +44,60 @@ class Settings(BaseSettings):
         "folder of the service's own database (API keys). Unset: the folder `ledger` beside the "
         "catalogue's folder",
     )
-    host: str = setting("127.0.0.1", "address to listen on")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; any but a loopback address needs keys (SLIMP_AUTH)"
+    )
     port: int = setting(8000, "port to listen on", ge=1, le=65535)
     audit: bool = setting(
         True, "whether every request is written into the ledger's audit before it is answered"
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "least severe log line that is written"
+    )
+    auth: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "whether callers need a key or token: auto, unless the service listens on a loopback "
+        "address; on, always (behind a proxy); off, never, whoever reaches it",
+    )
+    publish: str | None = setting(
+        None,
+        "address at which others reach the service, where that is not SLIMP_HOST: of a "
+        "container's published port. SLIMP_AUTH=off is refused for any but a loopback address",
+    )
+    trusted_proxies: str = setting(
+        "",
+        "addresses of proxies, with commas between, whose X-Forwarded-For names the client; "
+        "empty trusts none",
+    )
+    rate_per_minute: int = setting(
+        600, "requests of one key or token subject", unit="requests a minute", ge=1, le=1_000_000
+    )
+    failed_auth_per_minute: int = setting(
+        30,
+        "refused credentials of one client address that are answered 401; more get 429",
+        unit="requests a minute",
+        ge=1,
+        le=1_000_000,
+    )
+    oidc_issuer: str | None = setting(
+        None, "the identity provider whose tokens are accepted (`iss`). Unset: API keys only"
+    )
+    oidc_audience: str | None = setting(None, "who tokens must be for (`aud`)")
+    oidc_jwks: str | None = setting(
+        None, "the identity provider's public keys: a JWKS file, read at start, or an https URL"
+    )
+    oidc_algorithms: tuple[Algorithm, ...] = setting(
+        ("RS256", "ES256"), "signatures that are accepted, as a JSON list", min_length=1
+    )
+    oidc_leeway_s: int = setting(
+        30, "how far the identity provider's clock may be off", unit="seconds", ge=0, le=300
+    )
+    oidc_scope_claim: str = setting(
+        "scope", "claim that says what a subject may do: words in a text, or a list"
+    )
+    oidc_scopes: dict[str, Literal["read", "write", "admin"]] = setting(
+        {"slimp:read": "read", "slimp:write": "write", "slimp:admin": "admin"},
+        "what each value of that claim allows, as JSON; other values allow nothing",
     )
     prevalence: float | None = setting(
         None,
@@ -109,6 +160,15 @@ class Settings(BaseSettings):
     max_k: int = setting(100, "most similar lesions in one answer", unit="lesions", ge=1, le=1000)
 
     @model_validator(mode="after")
+    def _check_oidc(self) -> Self:
+        given = [self.oidc_issuer, self.oidc_audience, self.oidc_jwks]
+        if None in given and given != [None] * 3:
+            raise ValueError("oidc_issuer, oidc_audience and oidc_jwks go together")
+        if self.oidc_jwks is not None and self.oidc_jwks.startswith("http://"):
+            raise ValueError("oidc_jwks must be a file or an https URL")
+        return self
+
+    @model_validator(mode="after")
     def _check_context(self) -> Self:
         if self.max_context_lesions < self.max_images_risk:
             raise ValueError("max_context_lesions must hold max_images_risk lesions")
@@ -160,6 +220,8 @@ def read_settings(
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     try:
         return Settings(**given)
+    except SettingsError as error:
+        raise InvalidSettings(f"{error}: expected JSON") from None
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:

@@ -10,6 +10,8 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from bundle.errors import LesionError
+from service.access.callers import Caller
+from service.access.gate import Gate
 from service.errors import (
     Draining,
     InvalidRequest,
@@ -41,6 +43,7 @@ class Service:
     def __init__(self, settings: Settings, runtime: Runtime | None, log: Log) -> None:
         self.settings = settings
         self.log = log
+        self.gate = Gate(settings)
         self.metrics = Metrics()
         self.failure: str | None = None
         self.failure_code: str | None = None
@@ -91,18 +94,21 @@ class Service:
             return self._runtime
         if self.failure is not None:
             raise LoadFailed(
-                f"the service could not load ({self.failure_code}); /readyz says why: repair that "
-                "and start it again"
+                f"the service could not load ({self.failure_code}); /readyz says why to a caller "
+                "that the service knows: repair that and start it again"
             )
         raise Loading("the service is loading and checking its bundle: ask again in a moment")
 
-    def check_ready(self) -> Runtime:
+    def check_ready(self, *, told: bool) -> Runtime:
         """Return the runtime if requests would be answered now.
+
+        Args:
+            told: whether a failure's reason is told, which may name the site's paths.
 
         Raises:
             NotReady: with the reason, for the site's operator.
         """
-        if self.failure is not None:
+        if self.failure is not None and told:
             raise LoadFailed(self.failure)
         if self.scheduler.is_stalled:
             raise Stalled(
@@ -143,6 +149,7 @@ class Service:
         self.scheduler.close()
         if self.audit is not None:
             self.audit.close()
+        self.gate.close()
         runtime, self._runtime = self._runtime, None if self._owns_runtime else self._runtime
         if self._owns_runtime and runtime is not None:
             try:
@@ -262,6 +269,16 @@ def get_service(request: Request) -> Service:
 def request_id_of(request: Request) -> str:
     """Return the id that the middleware gave the request."""
     return cast(str, request.state.request_id)
+
+
+def caller_of(request: Request) -> Caller | None:
+    """Return whose request it is, None where a route that needs no key got none."""
+    return cast("Caller | None", request.state.caller)
+
+
+def bundle_id_for(request: Request) -> str | None:
+    """Return the bundle's id for a caller; nobody else is told what is served."""
+    return None if caller_of(request) is None else get_service(request).bundle_id
 
 
 def envelop(kind: type[Response], answer: BaseModel, request: Request) -> Response:

@@ -1,9 +1,24 @@
 """Fixtures that every room's tests share."""
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clients_call_from_this_machine() -> Iterator[None]:
+    """Test clients name localhost as their host, which a service without keys answers to.
+
+    Starlette's own default is a name of no machine.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        init = functools.partialmethod(TestClient.__init__, base_url="http://localhost")
+        patch.setattr(TestClient, "__init__", init)
+        yield
 
 
 @pytest.fixture(scope="session")

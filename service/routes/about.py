@@ -6,9 +6,11 @@ from fastapi import APIRouter, Request
 
 from bundle.calibration import Calibration
 from bundle.fields import MISSING_WORDS, Field
+from service.access.mode import OFF_BANNER, Mode
 from service.problems import problems
 from service.runtime import Runtime
 from service.schemas import (
+    AnswerWarning,
     CalibrationDescription,
     CatalogueDescription,
     DataDescription,
@@ -21,6 +23,7 @@ from service.settings import Settings
 from service.state import ServiceDep, request_id_of
 
 router = APIRouter(tags=["about"])
+ACCESS_OFF = AnswerWarning(field="access", code="access_off", message=OFF_BANNER)
 
 
 @router.get("/model", responses=problems(503))
@@ -30,6 +33,8 @@ async def model(request: Request, service: ServiceDep) -> ModelResponse:
     return ModelResponse(
         request_id=request_id_of(request),
         bundle_id=runtime.bundle_id,
+        access=service.gate.mode.value,
+        warnings=(ACCESS_OFF,) if service.gate.mode is Mode.OFF else (),
         **_describe_bundle(runtime),
         **_describe_site(runtime, service.settings),
     )

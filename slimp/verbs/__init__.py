@@ -13,6 +13,7 @@ from slimp.verbs.evaluate import evaluate
 from slimp.verbs.export import export
 from slimp.verbs.fit import fit
 from slimp.verbs.index import index
+from slimp.verbs.keys import keys
 from slimp.verbs.predict import predict
 from slimp.verbs.prepare import prepare
 from slimp.verbs.restore import restore
@@ -34,4 +35,5 @@ ALL: dict[str, Callable[..., None]] = {
     "backup": backup,
     "restore": restore,
 }
-GROUPS: dict[str, Typer] = {"catalogue": catalogue.app, "audit": audit.app}
+# Verbs that have verbs of their own.
+GROUPS: dict[str, Typer] = {"keys": keys, "catalogue": catalogue.app, "audit": audit.app}

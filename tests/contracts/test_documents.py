@@ -29,7 +29,7 @@ def test_every_path_and_link_of_a_document_exists(text: str, project: Path) -> N
 
 
 def test_every_verb_and_make_target_of_a_document_exists(text: str, project: Path) -> None:
-    assert set(VERB.findall(text)) - set(verbs.ALL) == set()
+    assert set(VERB.findall(text)) - verbs.ALL.keys() - verbs.GROUPS.keys() == set()
     makefile = (project / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert set(TARGET.findall(text)) - targets == set()

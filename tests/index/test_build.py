@@ -22,10 +22,10 @@ from index.build import (
     UnreadableImage,
     add_cohort,
     build_catalogue,
-    make_thumbnail,
 )
 from index.catalogue import Catalogue
 from index.cohort_lesions import Disagreement, RejectedValue, chunks, cohort_lesions
+from index.thumbnails import make_thumbnail
 from tests.fakes import (
     BLUE,
     CONSTANT,

@@ -11,8 +11,9 @@ from cohort.cohort import Cohort
 from cohort.rows import Group, LesionImage, Source
 from cohort.splits import SPLITS
 from cohort.store import prepare
-from index.build import build_catalogue, make_thumbnail
+from index.build import build_catalogue
 from index.catalogue import Catalogue
+from index.thumbnails import make_thumbnail
 from tests.canaries import CANARY, canary_images, holds
 from tests.fakes import (
     RED,

@@ -1,0 +1,107 @@
+"""Whose request it is: reads the credential that a request carries and asks who it belongs to."""
+
+from sqlalchemy import Engine
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from bundle.errors import InvalidSettings
+from service.access.callers import ANYONE, Caller
+from service.access.mode import Mode, check_local, choose_mode
+from service.access.rates import Rates
+from service.access.tokens import Tokens
+from service.errors import CredentialsRefused, InvalidCredentials
+from service.ledger.database import open_ledger
+from service.ledger.keys import PREFIX, ApiKeys
+from service.settings import Settings
+
+
+class Gate:
+    """Knows the site's keys, its identity provider and its rates."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the ledger where keys are needed.
+
+        Raises:
+            InvalidSettings: nobody could be let in, or everybody would be.
+            LedgerError: the ledger cannot be used.
+        """
+        self.mode = choose_mode(settings)
+        self._rates = Rates(settings.rate_per_minute)
+        self._failures = Rates(settings.failed_auth_per_minute)
+        self._tokens = Tokens(settings) if settings.oidc_issuer is not None else None
+        self._engine: Engine | None = None
+        if self.mode is Mode.REQUIRED:
+            self._engine = open_ledger(settings.ledger_folder)
+            self._keys = ApiKeys(self._engine)
+            if self._tokens is None and not self._keys.has_usable():
+                self.close()
+                raise InvalidSettings(
+                    f"SLIMP_HOST={settings.host}: other machines may reach this service, which "
+                    "needs a key: make one with slimp keys create, or set SLIMP_OIDC_ISSUER; "
+                    "SLIMP_AUTH=off lets everybody in (docs/security.md)"
+                )
+
+    async def identify(self, request: Request) -> Caller | None:
+        """Return whose request it is, None where it carries no credential.
+
+        A caller whose credential holds is let in however many failed from its address, so that
+        nobody behind the same address can lock it out: a secret of 256 bits is not guessed.
+
+        Raises:
+            CredentialsRefused: the credential does not hold.
+            RateLimited: too many of the address's did not.
+            MisdirectedRequest: the service needs no keys, and the request is not local.
+            ForeignOrigin: likewise.
+        """
+        if self.mode is not Mode.REQUIRED:
+            check_local(request)
+            return ANYONE
+        try:
+            credential = read_credential(request)
+            if credential is None:
+                return None
+            return await run_in_threadpool(self._caller_of, credential)
+        except CredentialsRefused:
+            self._failures.hit(request.client.host if request.client is not None else "unknown")
+            raise
+
+    def count(self, caller: Caller) -> None:
+        """Count a caller's request; one that needs no key is not counted.
+
+        Raises:
+            RateLimited: one too many this minute.
+        """
+        if self.mode is Mode.REQUIRED:
+            self._rates.hit(caller.name)
+
+    def _caller_of(self, credential: str) -> Caller:
+        if credential.startswith(PREFIX):
+            key = self._keys.authenticate(credential)
+            return Caller(f"key:{key.key_id}", key.scope)
+        if self._tokens is not None:
+            return self._tokens.caller(credential)
+        raise InvalidCredentials(f"expected an API key, which begins with {PREFIX}")
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def read_credential(request: Request) -> str | None:
+    """Return what `Authorization: Bearer` or `X-API-Key` carries, None where neither is there.
+
+    Raises:
+        InvalidCredentials: another scheme, or more than one credential.
+    """
+    headers = request.headers
+    sent = [("Bearer", key) for key in headers.getlist("x-api-key")]
+    for value in headers.getlist("authorization"):
+        scheme, _, credential = value.partition(" ")
+        sent.append((scheme, credential.strip()))
+    if not sent:
+        return None
+    scheme, credential = sent[0]
+    if len(sent) > 1 or scheme.casefold() != "bearer" or not credential:
+        raise InvalidCredentials("expected one credential: Authorization: Bearer KEY or X-API-Key")
+    return credential
