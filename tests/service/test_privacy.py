@@ -98,7 +98,10 @@ def test_a_caller_that_goes_away_while_sending_is_counted_and_nothing_else(
         "scheme": "http",
         "server": ("test", 80),
         "client": ("test", 1),
-        "headers": [(b"content-type", b"multipart/form-data; boundary=line")],
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", b"multipart/form-data; boundary=line"),
+        ],
     }
     asyncio.run(app(scope, receive, send))
     assert sent == []
