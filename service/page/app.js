@@ -1,5 +1,6 @@
 // Starts the page once the service is ready, and switches between its two panels.
-import { get } from "./api.js";
+import { get, openWithKey } from "./api.js";
+import { forgetKey, hasKey, untilKnown } from "./key.js";
 import { fetchSite, startLesion } from "./lesion.js";
 import { startPatient } from "./patient.js";
 
@@ -42,10 +43,23 @@ async function untilReady() {
   }
 }
 
+// The warning that a service without access control gives of itself, and a way to leave one with.
+function showAccess(model) {
+  const open = model.warnings.find((warning) => warning.code === "access_off");
+  const banner = document.getElementById("access-off");
+  banner.hidden = !open;
+  banner.textContent = open?.message ?? "";
+  const forget = document.getElementById("forget-key");
+  forget.hidden = !hasKey();
+  forget.addEventListener("click", () => { forgetKey(); location.reload(); });
+  document.querySelectorAll(".with-key").forEach(openWithKey);
+}
+
 async function start() {
   tabs();
   await untilReady();
-  const site = await fetchSite();
+  const site = await untilKnown(fetchSite);
+  showAccess(site.model);
   document.getElementById("served").textContent =
     `bundle ${site.model.bundle_id.slice(0, 8)} · ${site.model.catalogue.lesions.toLocaleString("en")} reference lesions`;
   document.getElementById("limits").textContent =

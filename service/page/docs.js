@@ -1,6 +1,7 @@
 // Renders the OpenAPI document, so that no script of another host is needed.
-import { get } from "./api.js";
+import { get, openWithKey } from "./api.js";
 import { el } from "./dom.js";
+import { hasKey, untilKnown } from "./key.js";
 
 const target = document.getElementById("doc");
 
@@ -38,13 +39,13 @@ const properties = (schema) => Object.entries(schema.properties ?? {})
   .map(([name, property]) => row(name, property, (schema.required ?? []).includes(name)));
 
 function curl(path, verb, body) {
-  if (verb !== "post") return `curl '${location.origin}${path}'`;
-  const sent = Object.entries(body.properties).map(([name, property]) => {
+  const key = hasKey() ? ["-H \"Authorization: Bearer $SLIMP_KEY\""] : [];
+  const sent = verb !== "post" ? [] : Object.entries(body.properties).map(([name, property]) => {
     if (name.startsWith("image")) return `-F ${name}=@lesion.jpg`;
     const example = property.examples?.[0] ?? property.default;
     return typeof example === "string" && example !== "" && name !== "patient_id" ? `-F '${name}=${example}'` : null;
   }).filter((part) => part && !part.includes("lesions="));
-  return [`curl '${location.origin}${path}'`, ...sent].join(" \\\n  ");
+  return [`curl '${location.origin}${path}'`, ...key, ...sent].join(" \\\n  ");
 }
 
 function operation(document_, path, verb, content) {
@@ -70,7 +71,8 @@ function schemas(document_) {
       el("p", {}, schema.description ?? ""), table("Value", properties(schema))));
 }
 
-const document_ = await get("/openapi.json");
+const document_ = await untilKnown(() => get("/openapi.json"));
+document.querySelectorAll(".with-key").forEach(openWithKey);
 const tags = new Map();
 for (const [path, verbs] of Object.entries(document_.paths)) {
   for (const [verb, content] of Object.entries(verbs)) {

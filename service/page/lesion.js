@@ -1,5 +1,5 @@
 // The panel for one lesion: /classify and /similar.
-import { get, post } from "./api.js";
+import { fetchUrl, get, post } from "./api.js";
 import { metadataTable, problemNotice, qualityNotice, trace, warningsNotice } from "./answer.js";
 import { chip, el, percent, plain, spaced, track } from "./dom.js";
 import { clearMarks, fieldset, markField, readRecord } from "./form.js";
@@ -111,11 +111,20 @@ function neighbours(found, answer, site) {
   return card;
 }
 
+function thumbnail(hit) {
+  const image = el("img", { alt: `Lesion ${hit.lesion_id}` });
+  const done = () => URL.revokeObjectURL(image.src);
+  image.addEventListener("load", done);
+  fetchUrl(hit.thumbnail_url).then((url) => { image.src = url; })
+    .catch((problem) => image.replaceWith(el("div", { class: "none" }, problem.message)));
+  return image;
+}
+
 function showHit(hit, malignant, site) {
   const known = Object.entries(hit.record).filter(([, value]) => value !== null)
     .map(([name, value]) => `${typeof value === "boolean" ? `${spaced(name)}: ` : ""}${plain(value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
   const picture = hit.thumbnail_url
-    ? el("img", { src: hit.thumbnail_url, alt: `Lesion ${hit.lesion_id}`, loading: "lazy" })
+    ? thumbnail(hit)
     : el("div", { class: "none" }, "no picture");
   return el("li", {}, picture,
     el("div", { class: "line" }, chip(spaced(hit.label ?? "no label"), malignant.has(hit.label) ? "malignant" : ""), el("span", {}, hit.score.toFixed(3))),

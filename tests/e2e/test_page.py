@@ -4,13 +4,17 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from service.access.callers import Scope
 from service.app import create_app
+from service.ledger.database import open_ledger
+from service.ledger.keys import ApiKeys
 from service.models import Models
 from service.runtime import Runtime
 from service.settings import Settings
@@ -32,8 +36,8 @@ WAIT_S = 10
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service on fakes, on a port of the system's choice."""
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """Fakes, and a catalogue of twelve lesions."""
     record = {"anatom_site": "back", "diameter_mm": 4.0, "age_years": 30.0}
     lesions = [
         make_lesion(f"{name}-{number}", colour, seed=100 + number, record=record)
@@ -42,17 +46,28 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     models = Models(make_manifest(), make_calibration(), FakeEncoders(), make_novelty())
     with write_catalogue(tmp_path_factory.mktemp("site") / "catalogue", lesions) as catalogue:
-        app = create_app(Settings(log_level="error"), Runtime(models, catalogue))
-        config = uvicorn.Config(app, port=0, log_level="error", ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        (listener,) = server.servers[0].sockets
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(WAIT_S)
+        yield Runtime(models, catalogue)
+
+
+@contextmanager
+def serving(settings: Settings, runtime: Runtime) -> Iterator[str]:
+    """Serve on a port of the system's choice."""
+    config = uvicorn.Config(create_app(settings, runtime), port=0, log_level="error", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    (listener,) = server.servers[0].sockets
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def address(runtime: Runtime) -> Iterator[str]:
+    with serving(Settings(log_level="error"), runtime) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +81,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """The page, ready; a script error or a breach of the page's policy fails the test."""
+def opened(browser: Browser) -> Iterator[Page]:
+    """A tab; a script error or a breach of the page's policy fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     complaints: list[str] = []
@@ -76,11 +91,17 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
         "console",
         lambda said: complaints.append(said.text) if "Content Security" in said.text else None,
     )
-    opened.goto(address)
-    expect(opened.locator("body[data-ready]")).to_be_attached()
     yield opened
     context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def page(opened: Page, address: str) -> Page:
+    """The page, ready."""
+    opened.goto(address)
+    expect(opened.locator("body[data-ready]")).to_be_attached()
+    return opened
 
 
 @pytest.fixture
@@ -165,3 +186,49 @@ def test_nothing_runs_over_the_edge(page: Page, picture: dict[str, str], width: 
     page.goto(page.url + "docs")
     expect(page.get_by_role("heading", name="POST /classify")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_key_is_asked_for_kept_in_the_tab_and_sent_with_everything(
+    opened: Page, runtime: Runtime, tmp_path: Path, picture: dict[str, str]
+) -> None:
+    engine = open_ledger(tmp_path / "ledger")
+    key, _ = ApiKeys(engine).create(label="page", scope=Scope.READ)
+    engine.dispose()
+    settings = Settings(auth="on", ledger=tmp_path / "ledger", log_level="error")
+    addresses: list[str] = []
+    opened.on("request", lambda request: addresses.append(request.url))
+    with serving(settings, runtime) as address:
+        opened.goto(address)
+        form = opened.locator("#key")
+        form.get_by_label("Key").fill("slimp_wrong")
+        form.get_by_role("button", name="Use key").click()
+        expect(form.get_by_text("this is no key of this service")).to_be_visible()
+        form.get_by_label("Key").fill(key)
+        form.get_by_role("button", name="Use key").click()
+        expect(opened.locator("body[data-ready]")).to_be_attached()
+        expect(form).to_be_hidden()
+        panel = opened.locator("#panel-lesion")
+        panel.locator("input[type=file]").set_input_files(picture["red"])
+        panel.get_by_role("button", name="Assess lesion").click()
+        expect(panel.locator(".hits li")).to_have_count(8)
+        for position in range(8):
+            image = panel.locator(".hits img").nth(position)
+            expect(image).not_to_have_js_property("naturalWidth", 0)
+        opened.get_by_role("link", name="Interface documentation").click()
+        expect(opened.get_by_role("heading", name="POST /classify")).to_be_visible()
+        expect(opened.get_by_text("Bearer $SLIMP_KEY").first).to_be_visible()
+        opened.go_back()
+        expect(opened.locator("body[data-ready]")).to_be_attached()
+        opened.get_by_role("link", name="About the model").click()
+        expect(opened.locator("body")).to_contain_text("intended_use")
+        opened.go_back()
+        opened.get_by_role("button", name="Forget key").click()
+        expect(form).to_be_visible()
+    assert len(addresses) > 10
+    assert not [url for url in addresses if key in url]
+
+
+def test_a_service_that_lets_everybody_in_says_so(opened: Page, runtime: Runtime) -> None:
+    with serving(Settings(auth="off", log_level="error"), runtime) as address:
+        opened.goto(address)
+        expect(opened.get_by_text("access control is off")).to_be_visible()
