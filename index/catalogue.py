@@ -337,6 +337,14 @@ class Catalogue:
         with self._reading() as connection:
             return rows.read_records(connection, self.schema.fields)
 
+    def check(self) -> None:
+        """Do nothing if the database answers and can be written.
+
+        Raises:
+            CatalogueError: it does not.
+        """
+        self._live.check()
+
     def names(self) -> list[tuple[str, str | None, datetime.datetime]]:
         """Return each lesion's id, its patient's, and when it was added (UTC)."""
         with self._reading() as connection:

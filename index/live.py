@@ -158,6 +158,17 @@ class LiveVectors:
         ):
             self._follow(connection)
 
+    def check(self) -> None:
+        """Take the database's write lock, and nothing else, once the vectors are up to date."""
+        with (
+            self._changing,
+            reporting_damage(self._database),
+            writing(self._engine).connect() as connection,
+            connection.begin() as transaction,
+        ):
+            self._follow(connection)
+            transaction.rollback()
+
     def save(self) -> None:
         """Write the vectors to disk, so that the next start reads instead of rebuilding them.
 

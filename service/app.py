@@ -74,11 +74,21 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service = cast(Service, app.state.service)
-    loading = asyncio.create_task(service.load())
+    if service.settings.workers > 1:
+        # A worker that cannot load does not start: a swap keeps the one that it was to follow.
+        if not await service.load():
+            raise RuntimeError(service.failure)
+        loading = None
+    else:
+        loading = asyncio.create_task(service.keep_trying())
+    watching = asyncio.create_task(service.watch())
     try:
         yield
     finally:
-        await loading
+        watching.cancel()
+        if loading is not None:
+            service.stopping.set()
+            await loading
         service.close()
 
 

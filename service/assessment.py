@@ -20,6 +20,7 @@ from service.metadata import Known, Metadata
 from service.models import Models, embed_known, finite
 from service.pictures import LesionPictures
 from service.schemas import AnswerWarning, Assessment
+from service.stages import stage
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ def judge(models: Models, embeddings: FloatArray, metadata: Sequence[Known]) -> 
         embeddings: (N, D) float32 image features, not normalised.
         metadata: N, lesion and patient fields together.
     """
+    with stage("infer"):
+        return _judge(models, embeddings, metadata)
+
+
+def _judge(models: Models, embeddings: FloatArray, metadata: Sequence[Known]) -> Judgements:
     lesion = embed_known(models, [known.record for known in metadata], "lesion")
     patient = embed_known(models, [known.record for known in metadata], "patient")
     logits = _classify(models, embeddings, lesion, patient)

@@ -75,6 +75,12 @@ class Stalled(NotReady):
     code: ClassVar[str] = "stalled"
 
 
+class Unhealthy(NotReady):
+    """Something that the service stands on does not hold: a database, the disk, inference."""
+
+    code: ClassVar[str] = "unhealthy"
+
+
 class Draining(NotReady):
     """The service was told to stop: it ends what is inside and takes nothing more."""
 
@@ -252,6 +258,7 @@ PROBLEMS: dict[type[e.LesionError], Problem] = {
     Loading: UNAVAILABLE,
     LoadFailed: UNAVAILABLE,
     Stalled: UNAVAILABLE,
+    Unhealthy: UNAVAILABLE,
     Draining: UNAVAILABLE,
     TimedOut: UNAVAILABLE,
     AccessRefused: Problem(HTTPStatus.FORBIDDEN),

@@ -13,6 +13,7 @@ from index.catalogue import Catalogue, Exclusion
 from index.extrapolation import Extrapolated, extrapolate
 from service.models import Models
 from service.schemas import MetadataEntry
+from service.stages import stage
 
 NOT_GIVEN = "not_given"
 NOT_ASSESSABLE = "image_not_assessable"
@@ -121,11 +122,12 @@ def ask_neighbours(
     if not wanted:
         return {}
     settings = models.calibration.extrapolation
-    (hits,) = catalogue.search(
-        embedding[None],
-        k=settings.neighbours,
-        exclude=without_twins(catalogue, exclude),
-    )
+    with stage("search"):
+        (hits,) = catalogue.search(
+            embedding[None],
+            k=settings.neighbours,
+            exclude=without_twins(catalogue, exclude),
+        )
     return extrapolate(hits, wanted, settings)
 
 

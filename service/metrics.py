@@ -38,6 +38,25 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.stage_seconds = Histogram(
+            "slimp_stage_seconds",
+            "Seconds of a request's work by stage: decode, infer, search",
+            ("stage",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.problems = Counter(
+            "slimp_problems_total",
+            "Requests that were refused, shed or failed, by the answer's code",
+            ("code",),
+            registry=self.registry,
+        )
+        self.metadata = Counter(
+            "slimp_metadata_total",
+            "Metadata fields of answered lesions, by source and by why they are missing",
+            ("source", "reason"),
+            registry=self.registry,
+        )
         self.not_assessable = Counter(
             "slimp_not_assessable_total",
             "Lesions that could not be assessed",
@@ -46,9 +65,6 @@ class Metrics:
         )
         self.load_seconds = Gauge(
             "slimp_load_seconds", "Seconds that loading and checking took", registry=self.registry
-        )
-        self.catalogue_lesions = Gauge(
-            "slimp_catalogue_lesions", "Lesions of the catalogue", registry=self.registry
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:

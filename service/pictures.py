@@ -18,6 +18,7 @@ from bundle.images import ImageLimits, content_hash, decode_image, prepare_image
 from bundle.quality import measure_quality, quality_reasons
 from service.models import Models, finite
 from service.schemas import AnswerWarning, ImageQuality, Quality
+from service.stages import stage
 
 UNLIKE_TRAINING = "unlike_training_images"
 # Images per run of the image encoder: bounds the memory of a whole patient's images.
@@ -65,13 +66,15 @@ def look(models: Models, images: Sequence[bytes], limits: ImageLimits) -> list[P
         InvalidImage: an image cannot be read; the message says which where there are several.
         InferenceError: an embedding is not finite.
     """
-    read = [_read(models, data, position, limits) for position, data in enumerate(images)]
-    chunks = [
-        models.encoders.embed_images(
-            np.stack([one.pixels for one in read[start : start + CHUNK_IMAGES]])
-        )
-        for start in range(0, len(read), CHUNK_IMAGES)
-    ]
+    with stage("decode"):
+        read = [_read(models, data, position, limits) for position, data in enumerate(images)]
+    with stage("infer"):
+        chunks = [
+            models.encoders.embed_images(
+                np.stack([one.pixels for one in read[start : start + CHUNK_IMAGES]])
+            )
+            for start in range(0, len(read), CHUNK_IMAGES)
+        ]
     embeddings = finite(np.concatenate(chunks), "image embedding")
     return [_judge(models, embedding, one) for embedding, one in zip(embeddings, read, strict=True)]
 

@@ -31,7 +31,8 @@ def problem(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return one error answer; 429 and 503 say when to ask again."""
+    """Return one error answer and count it; 429 and 503 say when to ask again."""
+    service.metrics.problems.labels(code=code).inc()
     body = ProblemResponse(
         request_id=request_id,
         bundle_id=bundle_id,

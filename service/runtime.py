@@ -40,6 +40,7 @@ from service.schemas import (
     Status,
 )
 from service.settings import Settings
+from service.stages import stage
 
 IMAGE_ONLY = AnswerWarning(
     field="metadata",
@@ -122,12 +123,13 @@ class Runtime:
         given = self.models.schema.parse(record or {})
         kept = self._filter(where)
         pictures = self._look(images)
-        (hits,) = catalogue.search(
-            pictures.embedding[None],
-            k=k,
-            where=kept,
-            exclude=_with_contents(exclude, pictures.contents),
-        )
+        with stage("search"):
+            (hits,) = catalogue.search(
+                pictures.embedding[None],
+                k=k,
+                where=kept,
+                exclude=_with_contents(exclude, pictures.contents),
+            )
         named = any(value is not None for value in given.values())
         return SimilarAnswer(
             status=_status(pictures),

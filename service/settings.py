@@ -110,6 +110,21 @@ class Settings(BaseSettings):
     threads: int = setting(
         0, "threads within one inference; 0 takes all cores", unit="threads", ge=0, le=256
     )
+    workers: int = setting(
+        1,
+        "processes that answer; from 2 on, one that dies or hangs is replaced, and SIGHUP swaps "
+        "bundle and catalogue one worker at a time",
+        unit="processes",
+        ge=1,
+        le=64,
+    )
+    stall_exit_s: float = setting(
+        120.0,
+        "how long every inference thread may be lost before the process ends, to be started anew",
+        unit="seconds",
+        gt=0,
+        le=86_400,
+    )
     max_concurrency: int = setting(
         2, "requests that decode and infer at the same time", unit="requests", ge=1, le=256
     )

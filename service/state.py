@@ -1,17 +1,21 @@
 """What one app holds while it runs: settings, the runtime once loaded, who may be served."""
 
 import asyncio
+import contextlib
 import hashlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from bundle.errors import LesionError
+from index.catalogue import Catalogue
 from service.access.callers import Caller
 from service.access.gate import Gate
+from service.checks import Checks
 from service.errors import (
     Draining,
     InvalidRequest,
@@ -19,6 +23,7 @@ from service.errors import (
     Loading,
     RequestTooLarge,
     Stalled,
+    Unhealthy,
 )
 from service.evidence import digest_form, note_input, note_output
 from service.ledger.audit import AuditLog
@@ -27,9 +32,15 @@ from service.metrics import Metrics
 from service.requests import FormRequest, parse_form, parts_of
 from service.runtime import Runtime, load_runtime
 from service.scheduling import Scheduler
-from service.schemas import Envelope, Quality
+from service.schemas import Envelope, MetadataEntry, Quality
 from service.settings import Settings
+from service.stages import measuring
 from service.uploads import FormLimits, read_form
+
+# Between two tries to load, and two looks at the threads.
+LOAD_AGAIN_S = 5.0
+WATCH_S = 1.0
+STALLED_EXIT = 70
 
 Asked = TypeVar("Asked", bound=FormRequest)
 Changes = TypeVar("Changes")
@@ -49,6 +60,8 @@ class Service:
         self.failure_code: str | None = None
         self.is_draining = False
         self.audit = _open_audit(settings)
+        self._checks: Checks | None = None
+        self.stopping = asyncio.Event()
         self._runtime = runtime
         self._owns_runtime = runtime is None
         self.scheduler = Scheduler(
@@ -66,8 +79,16 @@ class Service:
             "1 when requests are answered",
             lambda: float(self._runtime is not None and not self.is_draining),
         )
-        if runtime is not None:
-            self._note_catalogue(runtime)
+        self.metrics.watch(
+            "slimp_catalogue_lesions",
+            "Lesions of the catalogue",
+            lambda: float(0 if (held := self._catalogue()) is None else len(held)),
+        )
+        self.metrics.watch(
+            "slimp_catalogue_revision",
+            "Changes of the catalogue that this process has seen",
+            lambda: float(self.catalogue_revision or 0),
+        )
 
     @property
     def bundle_id(self) -> str | None:
@@ -75,8 +96,11 @@ class Service:
 
     @property
     def catalogue_revision(self) -> int | None:
-        catalogue = None if self._runtime is None else self._runtime.catalogue
+        catalogue = self._catalogue()
         return None if catalogue is None else catalogue.revision
+
+    def _catalogue(self) -> Catalogue | None:
+        return None if self._runtime is None else self._runtime.catalogue
 
     def runtime(self) -> Runtime:
         """Return the loaded runtime.
@@ -99,7 +123,7 @@ class Service:
             )
         raise Loading("the service is loading and checking its bundle: ask again in a moment")
 
-    def check_ready(self, *, told: bool) -> Runtime:
+    async def check_ready(self, *, told: bool) -> Runtime:
         """Return the runtime if requests would be answered now.
 
         Args:
@@ -115,12 +139,27 @@ class Service:
                 "every thread works for a request whose time is over: restart the service if this "
                 "stays"
             )
-        return self.runtime()
+        runtime = self.runtime()
+        if faults := await self._faults(runtime):
+            raise Unhealthy("; ".join(faults) if told else "a check fails")
+        return runtime
 
-    async def load(self) -> None:
-        """Load the runtime on a thread; a failure is kept for /readyz, never raised."""
+    async def _faults(self, runtime: Runtime) -> tuple[str, ...]:
+        """Return what is wrong now; asked once a while, however many probes come."""
+        if self._checks is None:
+            folders = [self.settings.ledger_folder] if self.audit is not None else []
+            self._checks = Checks(
+                runtime, self.audit, folders, lambda: self.scheduler.admitted == 0
+            )
+        return await self._checks.faults()
+
+    async def load(self) -> bool:
+        """Load the runtime on a thread and return whether it is there.
+
+        A failure is kept for /readyz, never raised.
+        """
         if self._runtime is not None:
-            return
+            return True
         started = time.perf_counter()
         loading = asyncio.get_running_loop().create_task(
             asyncio.to_thread(load_runtime, self.settings)
@@ -129,20 +168,41 @@ class Service:
         error = loading.exception()
         if error is None:
             self._runtime = loading.result()
+            self.failure = self.failure_code = None
             self.metrics.load_seconds.set(time.perf_counter() - started)
-            self._note_catalogue(self._runtime)
             self.log.info("ready", bundle_id=self.bundle_id)
-        elif isinstance(error, LesionError):
-            self.failure, self.failure_code = f"{error.code}: {error}", error.code
-            self.log.error("load_failed", code=error.code, detail=str(error))
+            return True
+        if isinstance(error, LesionError | OSError):
+            self.failure_code = getattr(error, "code", "storage_error")
+            self.failure = f"{self.failure_code}: {error}"
+            self.log.error("load_failed", code=self.failure_code, detail=str(error))
         else:
             self.failure_code = "internal_error"
             self.failure = f"internal_error: {type(error).__qualname__}, see the service's log"
             self.log.error("load_failed", code=self.failure_code, **describe_exception(error))
+        return False
 
-    def _note_catalogue(self, runtime: Runtime) -> None:
-        if runtime.catalogue is not None:
-            self.metrics.catalogue_lesions.set(len(runtime.catalogue))
+    async def keep_trying(self) -> None:
+        """Load until it succeeds or the service stops: it serves when a failure's cause is gone."""
+        while not await self.load():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOAD_AGAIN_S):
+                    await self.stopping.wait()
+            if self.stopping.is_set():
+                return
+
+    async def watch(self) -> None:
+        """End the process when it has been stalled for too long: whoever keeps it starts it anew.
+
+        A thread that hangs in native code cannot be ended in any other way.
+        """
+        since: float | None = None
+        while True:
+            await asyncio.sleep(WATCH_S)
+            since = (since or time.monotonic()) if self.scheduler.is_stalled else None
+            if since is not None and time.monotonic() - since > self.settings.stall_exit_s:
+                self.log.critical("stalled", seconds=round(time.monotonic() - since))
+                os._exit(STALLED_EXIT)
 
     def close(self) -> None:
         """Let go of threads, and of the catalogue if this service opened it."""
@@ -227,12 +287,21 @@ class Service:
 
         def measured() -> Result:
             self.metrics.waiting_seconds.observe(time.perf_counter() - submitted)
-            with seconds.time():
-                return work()
+            with seconds.time(), measuring() as spent:
+                try:
+                    return work()
+                finally:
+                    for name, took in spent.items():
+                        self.metrics.stage_seconds.labels(stage=name).observe(took)
 
         result = await self.scheduler.run(measured)
         note_output(request.scope, result)
         return result
+
+    def count_metadata(self, metadata: Mapping[str, MetadataEntry]) -> None:
+        """Count where an answered lesion's metadata came from, and why some is missing."""
+        for entry in metadata.values():
+            self.metrics.metadata.labels(source=entry.source, reason=entry.reason or "").inc()
 
     def count_quality(self, quality: Quality) -> None:
         """Count a lesion that could not be assessed, by its reasons."""

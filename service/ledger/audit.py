@@ -118,6 +118,20 @@ class AuditLog:
             connection.execute(moved)
         return last
 
+    def check(self) -> None:
+        """Do nothing if the ledger answers and can be written.
+
+        Raises:
+            LedgerError: it cannot.
+        """
+        with (
+            reporting_damage(self._path),
+            writing(self._engine).connect() as connection,
+            connection.begin() as transaction,
+        ):
+            _read_head(connection)
+            transaction.rollback()
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield every row as columns, in order."""
         query = select(AuditRow.__table__).order_by(AuditRow.sequence)

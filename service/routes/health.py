@@ -25,8 +25,12 @@ async def livez(request: Request) -> HealthResponse:
 @router.get("/readyz", responses=problems(503))
 @router.get("/v2/health/ready", operation_id="readyz_kserve", responses=problems(503))
 async def readyz(request: Request, service: ServiceDep) -> HealthResponse:
-    """Say whether requests are answered: golden vectors hold and the catalogue is the bundle's."""
-    service.check_ready(told=caller_of(request) is not None)
+    """Say whether requests are answered now.
+
+    Golden vectors held at the start, the catalogue is the bundle's; inference answers, databases
+    can be written, the disk has room.
+    """
+    await service.check_ready(told=caller_of(request) is not None)
     return HealthResponse(
         request_id=request_id_of(request), bundle_id=bundle_id_for(request), status="ready"
     )

@@ -42,6 +42,7 @@ async def classify(request: Request, service: ServiceDep) -> ClassifyResponse:
         max_files=service.settings.max_images,
     )
     service.count_quality(answer.quality)
+    service.count_metadata(answer.metadata)
     return envelop(ClassifyResponse, answer, request)
 
 

@@ -109,7 +109,7 @@ def test_told_to_stop_the_service_says_so_and_ends_what_is_inside(
     port = server.servers[0].sockets[0].getsockname()[1]
     image = {"image": draw_image(RED)}
     with Client(base_url=f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as caller:
-        assert client.get("/readyz").status_code == 200
+        assert client.get("/livez").status_code == 200
         inside = caller.submit(client.post, "/embed", files=image)
         wait_for(lambda: "slimp_requests_admitted 1.0" in client.get("/metrics").text)
         server.handle_exit(signal.SIGTERM, None)

@@ -1,0 +1,105 @@
+"""Whether what the service stands on still holds: inference, databases, disk."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bundle.errors import LesionError
+from service.ledger.audit import AuditLog
+from service.models import finite
+from service.runtime import Runtime
+
+# Probes come from several sides; the checks themselves are made this often.
+AGAIN_S = 2.0
+WITHIN_S = 5.0
+LEAST_FREE_BYTES = 50_000_000
+
+
+class Checks:
+    """Asks all of it, on a thread, and remembers the answer for a moment."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        audit: AuditLog | None,
+        folders: Sequence[Path],
+        is_idle: Callable[[], bool],
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            runtime: its models and catalogue are asked.
+            audit: must be able to write.
+            folders: must have room.
+            is_idle: whether no request is inside; those that are try the inference themselves, and
+                the scheduler tells when none of them ends.
+        """
+        self._runtime, self._audit, self._folders = runtime, audit, folders
+        self._is_idle = is_idle
+        self._asking = asyncio.Lock()
+        self._answered_at = -AGAIN_S
+        self._faults: tuple[str, ...] = ()
+
+    async def faults(self) -> tuple[str, ...]:
+        """Return what is wrong, in words for the site's operator; empty if nothing is."""
+        async with self._asking:
+            if time.monotonic() - self._answered_at >= AGAIN_S:
+                self._faults = await self._ask_in_time()
+                self._answered_at = time.monotonic()
+            return self._faults
+
+    async def _ask_in_time(self) -> tuple[str, ...]:
+        asking = asyncio.create_task(asyncio.to_thread(self._ask))
+        await asyncio.wait([asking], timeout=WITHIN_S)
+        if not asking.done():
+            return (f"the checks did not end within {WITHIN_S:g} s",)
+        error = asking.exception()
+        # What nobody foresaw is named by its type: its message might repeat a value.
+        return asking.result() if error is None else (f"inference: {type(error).__qualname__}",)
+
+    def _ask(self) -> tuple[str, ...]:
+        found = [self._inference(), self._catalogue(), self._ledger(), *self._room()]
+        return tuple(fault for fault in found if fault is not None)
+
+    def _inference(self) -> str | None:
+        if not self._is_idle():
+            return None
+        side = self._runtime.models.manifest.image_input.size_px
+        try:
+            pixels = np.zeros((1, 3, side, side), np.float32)
+            finite(self._runtime.models.encoders.embed_images(pixels), "image embedding")
+        except LesionError as error:
+            return f"inference: {error}"
+        return None
+
+    def _catalogue(self) -> str | None:
+        if self._runtime.catalogue is None:
+            return None
+        try:
+            self._runtime.catalogue.check()
+        except LesionError as error:
+            return f"catalogue: {error}"
+        return None
+
+    def _ledger(self) -> str | None:
+        try:
+            if self._audit is not None:
+                self._audit.check()
+        except LesionError as error:
+            return f"ledger: {error}"
+        return None
+
+    def _room(self) -> list[str]:
+        faults = []
+        folders = list(self._folders)
+        if self._runtime.catalogue is not None:
+            folders.append(self._runtime.catalogue.path)
+        for folder in folders:
+            free = shutil.disk_usage(folder).free
+            if free < LEAST_FREE_BYTES:
+                faults.append(f"disk: {free} bytes are free at {folder}, {LEAST_FREE_BYTES} needed")
+        return faults

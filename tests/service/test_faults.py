@@ -1,0 +1,357 @@
+"""What breaks under a service is named, harms nobody else, and heals when its cause goes."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+import service.checks
+import service.state
+from bundle.calibration import FloatArray
+from index import cache
+from service.app import create_app
+from service.ledger.database import FILE
+from service.runtime import Runtime
+from service.settings import Settings
+from tests.fakes import RED, FakeEncoders, draw_image, make_lesion, write_bundle, write_catalogue
+from tests.service.asking import answer, ask, assert_error
+
+
+@dataclass(frozen=True)
+class Sick(FakeEncoders):
+    """Encoders that do what they are told to."""
+
+    illness: list[str] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def embed_images(self, pixels: FloatArray) -> FloatArray:
+        embedded = super().embed_images(pixels)
+        if "nan" in self.illness:
+            return embedded * np.float32(np.nan)
+        if "raise" in self.illness:
+            raise RuntimeError("secret")
+        if "hang" in self.illness:
+            self.released.wait(30)
+        return embedded
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks are made anew for every probe."""
+    monkeypatch.setattr(service.checks, "AGAIN_S", 0.0)
+    monkeypatch.setattr(service.state, "LOAD_AGAIN_S", 0.1)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site's folder: a real bundle and its catalogue."""
+    bundle = write_bundle(tmp_path / "bundle")
+    lesions = [make_lesion(f"red-{n}", RED, seed=n) for n in range(4)]
+    bundle_id = bundle.manifest.bundle_id
+    write_catalogue(tmp_path / "catalogue", lesions, bundle_id=bundle_id).close()
+    return tmp_path
+
+
+def settings(site: Path, **changed: Any) -> Settings:
+    return Settings(
+        bundle=site / "bundle", catalogue=site / "catalogue", log_level="error", **changed
+    )
+
+
+@contextlib.contextmanager
+def serving(site: Path, **changed: Any) -> Iterator[TestClient]:
+    with TestClient(create_app(settings(site, **changed))) as client:
+        yield client
+
+
+def wait_for(client: TestClient, status: int, *, within: float = 20) -> str:
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        response = client.get("/readyz")
+        if response.status_code == status:
+            return response.text
+        time.sleep(0.05)
+    raise AssertionError(f"expected {status} within {within} s, got {response.text}")
+
+
+@pytest.mark.parametrize(("illness", "status"), [("nan", 500), ("raise", 500)])
+def test_inference_that_fails_is_named_and_heals(
+    make_app: Callable[..., FastAPI],
+    make_runtime: Callable[..., Runtime],
+    eager: None,
+    illness: str,
+    status: int,
+) -> None:
+    encoders = Sick()
+    with TestClient(make_app(make_runtime(encoders=encoders))) as client:
+        answer(client, "/classify", draw_image(RED))
+        encoders.illness.append(illness)
+        response = ask(client, "/classify", draw_image(RED))
+        assert response.status_code == status
+        assert "secret" not in response.text
+        assert_error(client.get("/readyz"), 503, "unhealthy", "inference")
+        encoders.illness.clear()
+        answer(client, "/classify", draw_image(RED))
+        assert client.get("/readyz").status_code == 200
+
+
+def test_inference_that_hangs_is_answered_in_time_and_told(
+    make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime], eager: None
+) -> None:
+    encoders = Sick()
+    app = make_app(make_runtime(encoders=encoders), request_timeout_s=0.3, max_concurrency=1)
+    with TestClient(app) as client:
+        encoders.illness.append("hang")
+        assert_error(ask(client, "/classify", draw_image(RED)), 503, "timed_out")
+        assert_error(client.get("/readyz"), 503, "stalled")
+        assert client.get("/livez").status_code == 200
+        encoders.illness.clear()
+        encoders.released.set()
+        wait_for(client, 200)
+        answer(client, "/classify", draw_image(RED))
+
+
+def test_a_process_that_stays_stalled_ends_itself(
+    make_app: Callable[..., FastAPI],
+    make_runtime: Callable[..., Runtime],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(service.state, "WATCH_S", 0.05)
+    encoders = Sick(illness=["hang"])
+    limits = {"request_timeout_s": 0.2, "max_concurrency": 1, "stall_exit_s": 0.2}
+    with TestClient(make_app(make_runtime(encoders=encoders), **limits)) as client:
+        ask(client, "/classify", draw_image(RED))
+        until = time.monotonic() + 10
+        while not ended and time.monotonic() < until:
+            time.sleep(0.05)
+        encoders.released.set()
+    assert ended[0] == 70
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+def test_a_damaged_index_is_named_and_served_when_it_is_mended(
+    site: Path, eager: None, damage: str
+) -> None:
+    vectors = site / "catalogue" / cache.VECTORS
+    content = vectors.read_bytes()
+    if damage == "missing":
+        vectors.unlink()
+    else:
+        vectors.write_bytes(content[:-9] if damage == "truncated" else content[:-1] + b"x")
+    with serving(site) as client:
+        said = wait_for(client, 503)
+        while "load_failed" not in said:
+            said = wait_for(client, 503)
+        assert "vectors.faiss" in said
+        assert_error(ask(client, "/classify", draw_image(RED)), 503, "load_failed")
+        cache.drop_cache(site / "catalogue")
+        wait_for(client, 200)
+        answer(client, "/classify", draw_image(RED, seed=77))
+
+
+def test_a_bundle_that_is_not_there_yet_is_served_when_it_comes(site: Path, eager: None) -> None:
+    (site / "bundle").rename(site / "later")
+    with serving(site) as client:
+        while "load_failed" not in wait_for(client, 503):
+            pass
+        (site / "later").rename(site / "bundle")
+        wait_for(client, 200)
+
+
+def test_a_locked_database_is_waited_for_and_named(site: Path, eager: None) -> None:
+    with serving(site, request_timeout_s=1) as client:
+        wait_for(client, 200)
+        holder = sqlite3.connect(site / "catalogue" / "catalogue.sqlite", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        # Whoever only reads is not held up.
+        answer(client, "/similar", draw_image(RED, seed=77))
+        files = {"image": ("i.png", draw_image(RED, seed=78))}
+        assert_error(client.post("/lesions", files=files), 503, "timed_out")
+        holder.execute("ROLLBACK")
+        holder.close()
+        wait_for(client, 200)
+        assert client.post("/lesions", files=files).status_code in (201, 409)
+
+
+def test_a_ledger_that_is_full_or_gone_is_named_and_nothing_is_answered(
+    site: Path, eager: None
+) -> None:
+    with serving(site) as client:
+        wait_for(client, 200)
+        with sqlite3.connect(site / "ledger" / FILE) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN "
+                "SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+        assert_error(ask(client, "/classify", draw_image(RED)), 503, "ledger_error")
+        with sqlite3.connect(site / "ledger" / FILE) as connection:
+            connection.execute("DROP TRIGGER full")
+        answer(client, "/classify", draw_image(RED))
+
+
+def test_a_full_disk_is_told_before_it_hurts(
+    site: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(site)
+    with serving(site) as client:
+        wait_for(client, 200)
+        full = usage._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+        assert_error(client.get("/readyz"), 503, "unhealthy", "disk", "1000 bytes")
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+        wait_for(client, 200)
+
+
+def test_a_write_that_the_disk_refuses_changes_nothing(site: Path, eager: None) -> None:
+    """SQLite's own page limit stands for a disk that is full."""
+    with serving(site) as client:
+        wait_for(client, 200)
+        with sqlite3.connect(site / "catalogue" / "catalogue.sqlite") as connection:
+            connection.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON lesion BEGIN "
+                "SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+        files = {"image": ("i.png", draw_image(RED, seed=78))}
+        content = assert_error(client.post("/lesions", files=files), 503, "catalogue_error")
+        assert "sqlite" not in content["detail"]
+        with sqlite3.connect(site / "catalogue" / "catalogue.sqlite") as connection:
+            connection.execute("DROP TRIGGER full")
+        assert len(client.get("/lesions").json()["lesions"]) == 4
+        assert client.post("/lesions", files=files).status_code == 201
+
+
+WORKERS = 2
+
+
+@pytest.fixture
+def workers(site: Path) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
+    """A service of two workers behind one port, on links that can be turned."""
+    (site / "served").symlink_to("bundle")
+    (site / "searched").symlink_to("catalogue")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIMP_")}
+    port = "18973"
+    with (site / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "slimp", "serve", "served", "searched", "--port", port],
+            cwd=site,
+            stdout=log,
+            stderr=log,
+            env={
+                **environment,
+                "SLIMP_WORKERS": str(WORKERS),
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+        )
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                until = time.monotonic() + 90
+                while time.monotonic() < until:
+                    with contextlib.suppress(httpx.HTTPError):
+                        if client.get("/readyz").status_code == 200:
+                            break
+                    time.sleep(0.2)
+                yield client, process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of a process's own workers, by what the kernel says."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(child) for task in tasks for child in task.read_text().split()]
+    return [
+        child
+        for child in found
+        if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def test_workers_are_replaced_and_bundles_swapped_without_a_lost_request(
+    site: Path, workers: tuple[httpx.Client, "subprocess.Popen[bytes]"]
+) -> None:
+    client, process = workers
+    first = client.get("/model").json()["bundle_id"]
+    other = write_bundle(site / "other bundle", data=())
+    lesions = [make_lesion(f"other-{n}", RED, seed=n) for n in range(2)]
+    bundle_id = other.manifest.bundle_id
+    assert bundle_id != first
+    write_catalogue(site / "other catalogue", lesions, bundle_id=bundle_id).close()
+    lost: list[str] = []
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=30) as own:
+            while not stop.is_set():
+                try:
+                    response = own.get("/model", headers={"Connection": "close"})
+                except httpx.HTTPError as error:
+                    lost.append(repr(error))
+                    continue
+                if response.status_code != 200:
+                    lost.append(response.text)
+                seen.append(response.json()["bundle_id"])
+
+    asking = threading.Thread(target=ask_on)
+    asking.start()
+    try:
+        turn(site, "other bundle", "other catalogue")
+        swap(process, seen, bundle_id)
+        turn(site, "bundle", "catalogue")
+        swap(process, seen, first)
+        # A bundle that cannot be served is not swapped in.
+        turn(site, "nowhere", "catalogue")
+        kept = set(children(process.pid))
+        process.send_signal(1)
+        time.sleep(8)
+        assert kept & set(children(process.pid))
+        assert set(seen[-5:]) == {first}
+        turn(site, "bundle", "catalogue")
+    finally:
+        stop.set()
+        asking.join()
+    assert lost == []
+    assert len(seen) > 20
+    victim = children(process.pid)[0]
+    os.kill(victim, 9)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and (
+        victim in children(process.pid) or len(children(process.pid)) < WORKERS
+    ):
+        time.sleep(0.2)
+    assert victim not in children(process.pid)
+    assert len(children(process.pid)) == WORKERS
+    assert client.get("/livez").status_code == 200
+
+
+def turn(site: Path, bundle: str, catalogue: str) -> None:
+    """Turn both links, each in one step."""
+    for link, target in (("served", bundle), ("searched", catalogue)):
+        (site / "new").symlink_to(target)
+        (site / "new").replace(site / link)
+
+
+def swap(process: "subprocess.Popen[bytes]", seen: list[str], bundle_id: str) -> None:
+    process.send_signal(1)
+    until = time.monotonic() + 90
+    while time.monotonic() < until and set(seen[-40:]) != {bundle_id}:
+        time.sleep(0.1)
+    assert set(seen[-40:]) == {bundle_id}
