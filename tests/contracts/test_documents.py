@@ -46,4 +46,10 @@ def test_constraints_name_versions_and_nothing_else(project: Path) -> None:
 def test_only_this_machine_reaches_the_composed_service(project: Path) -> None:
     compose = (project / "docker-compose.yml").read_text(encoding="utf-8")
     published = re.findall(r'^ +- "([^"]*:\d+)"$', compose, re.MULTILINE)
-    assert published == ["127.0.0.1:${SLIMP_PORT:-8000}:8000"]
+    assert published == [
+        "${SLIMP_PUBLISH:-127.0.0.1}:${SLIMP_PORT:-8000}:8000",
+        "127.0.0.1:${SLIMP_GRAFANA_PORT:-3000}:3000",
+    ]
+    # The service is told where it is published, and refuses to be open to other machines.
+    assert "SLIMP_PUBLISH: ${SLIMP_PUBLISH:-127.0.0.1}" in compose
+    assert "SLIMP_AUTH: ${SLIMP_AUTH:-off}" in compose

@@ -1,0 +1,217 @@
+"""Does a service that is asked for long grow: in memory, file handles, threads or latency?
+
+    python -m benchmarks.soak BUNDLE CATALOGUE [--requests 20000]
+
+A copy of the catalogue is served on loopback, and four callers send it good and bad requests mixed:
+pictures with and without metadata, searches, patients, writes that are erased again, files that are
+no picture, cut ones, unknown fields, wrong routes, callers that go away. Sixty times on the way the
+process is looked at. After the first quarter, which warms caches and pools, the slope of each
+figure over the rest is fitted, with a 95 % interval by resampling blocks; it is a leak where the
+interval lies above what the figure may grow in the whole run. Ends by itself.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2 as httpx
+import numpy as np
+
+from tests.fakes import BLUE, GREEN, RED, draw_image
+
+CALLERS = 4
+LOOKS = 60
+WARM_SHARE = 0.25
+SAMPLES = 2000
+BLOCK = 5
+# What may come over a whole run before it is called growth.
+MAY_GROW = {"memory_mib": 64.0, "file_handles": 4.0, "threads": 2.0, "median_ms": 10.0}
+
+
+@dataclass
+class Count:
+    """What was answered, and how long it took since the last look."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    took: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    sent: int = 0
+
+
+def one_request(client: httpx.Client, rng: random.Random, number: int) -> tuple[str, float]:
+    """Send one request of a random kind; return what came and its milliseconds."""
+    kind = rng.choices(
+        ("classify", "metadata", "similar", "risk", "write", "no image", "cut", "field", "route"),
+        (30, 15, 15, 8, 6, 10, 8, 5, 3),
+    )[0]
+    image = draw_image(rng.choice((RED, GREEN, BLUE)), seed=number)
+    file = {"image": ("i.png", image)}
+    started = time.perf_counter()
+    if kind == "write":
+        answer = client.post("/lesions", files=file, data={"patient_id": f"p{number}"})
+        if answer.status_code == 201:
+            client.delete(answer.headers["location"]).raise_for_status()
+    elif kind == "risk":
+        answer = client.post("/risk", files=[("images", ("i.png", image))] * 3)
+    elif kind == "no image":
+        answer = client.post("/classify", files={"image": ("i.png", rng.randbytes(2000))})
+    elif kind == "cut":
+        part = image[: rng.randrange(len(image))]
+        answer = client.post("/classify", files={"image": ("i.png", part)})
+    elif kind == "route":
+        answer = client.get(f"/nowhere/{number}")
+    elif kind == "similar":
+        answer = client.post("/similar", files=file, data={"k": "20"})
+    else:
+        record = {"metadata": '{"sex": "female"}', "field": '{"colour": 1}'}.get(kind, "{}")
+        answer = client.post("/classify", files=file, data={"metadata": record})
+    name = f"{kind} {answer.status_code}"
+    return name, (time.perf_counter() - started) * 1000
+
+
+def look(pid: int) -> dict[str, float]:
+    """Return the process's memory in MiB, file handles and threads, as the kernel counts them."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return {
+        "memory_mib": int(status["VmRSS"].split()[0]) / 1024,
+        "file_handles": float(len(os.listdir(f"/proc/{pid}/fd"))),  # noqa: PTH208
+        "threads": float(status["Threads"]),
+    }
+
+
+def growth(values: list[float]) -> tuple[float, float, float]:
+    """Return what a figure grew over the run by its slope, and the slope's 95 % interval."""
+    own = np.array(values[int(len(values) * WARM_SHARE) :])
+    place = np.linspace(0, 1, len(own))
+    rng = np.random.default_rng(0)
+    starts = np.arange(0, len(own), BLOCK)
+    slopes = []
+    for _ in range(SAMPLES):
+        chosen = rng.choice(starts, len(starts))
+        rows = np.concatenate([np.arange(s, min(s + BLOCK, len(own))) for s in chosen])
+        slopes.append(np.polyfit(place[rows], own[rows], 1)[0])
+    low, high = np.quantile(slopes, [0.025, 0.975])
+    return float(np.polyfit(place, own, 1)[0]), float(low), float(high)
+
+
+class Caller(threading.Thread):
+    """Sends requests until all are sent or one finds nobody."""
+
+    def __init__(self, url: str, seed: int, count: Count, total: int) -> None:
+        super().__init__(daemon=True)
+        self.url, self.rng, self.count, self.total = url, random.Random(seed), count, total
+        self.client = httpx.Client(base_url=url, timeout=60)
+
+    def run(self) -> None:
+        while not self.count.failures and (number := self.next()) <= self.total:
+            try:
+                name, took = one_request(self.client, self.rng, number)
+            except httpx.HTTPError as error:
+                self.count.failures.append(repr(error))
+                return
+            with self.count.lock:
+                self.count.statuses[name] += 1
+                self.count.took.append(took)
+            if self.rng.random() < 0.01:
+                self.leave()
+        self.client.close()
+
+    def next(self) -> int:
+        with self.count.lock:
+            self.count.sent += 1
+            return self.count.sent
+
+    def leave(self) -> None:
+        """Go away while sending; the next request comes on a new connection."""
+        big = {"image": ("i.png", self.rng.randbytes(10**6))}
+        with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=self.url) as rude:
+            rude.post("/classify", files=big, timeout=0.01)
+        self.client.close()
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+
+def run(url: str, pid: int, total: int) -> tuple[list[dict[str, float]], Count]:
+    count, looks = Count(), list[dict[str, float]]()
+    callers = [Caller(url, seed, count, total) for seed in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    for number in range(1, LOOKS + 1):
+        while count.sent < number * total / LOOKS and not count.failures:
+            time.sleep(0.02)
+        with count.lock:
+            took, count.took = count.took, []
+        looks.append({**look(pid), "median_ms": float(np.median(took or [0]))})
+    for caller in callers:
+        caller.join()
+    if count.failures:
+        raise SystemExit(count.failures[0])
+    return looks, count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("catalogue", type=Path)
+    parser.add_argument("--requests", type=int, default=20_000)
+    options = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "catalogue"
+        shutil.copytree(options.catalogue, copy)
+        command = [sys.executable, "-m", "slimp", "serve", str(options.bundle.resolve()), str(copy)]
+        with (Path(folder) / "log").open("wb") as log:
+            service = subprocess.Popen(
+                [*command, "--port", str(port)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"},
+            )
+        try:
+            until = time.monotonic() + 120
+            while time.monotonic() < until:
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
+                        break
+                time.sleep(0.2)
+            looks, count = run(url, service.pid, options.requests)
+            ready = httpx.get(f"{url}/readyz", timeout=30).status_code
+        finally:
+            service.terminate()
+            service.wait(60)
+    print("| | first | last | growth over the run (95 %) |\n| --- | ---: | ---: | ---: |")
+    leaks = []
+    for name, allowed in MAY_GROW.items():
+        values = [one[name] for one in looks]
+        slope, low, high = growth(values)
+        warm = values[int(len(values) * WARM_SHARE)]
+        shown = f"{slope:+.1f} ({low:+.1f} to {high:+.1f})"
+        print(f"| {name.replace('_', ' ')} | {warm:.1f} | {values[-1]:.1f} | {shown} |")
+        if low > allowed:
+            leaks.append(name)
+    print(", ".join(f"{name}: {number}" for name, number in sorted(count.statuses.items())))
+    failed = [name for name in count.statuses if name.split()[-1].startswith("5")]
+    if leaks or failed or ready != 200:
+        raise SystemExit(f"growth: {leaks}; failed: {failed}; ready: {ready}")
+
+
+if __name__ == "__main__":
+    main()
