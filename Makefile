@@ -27,7 +27,7 @@ help:
 	@echo "make check        lint, format, types, tests"
 	@echo "make demo         the synthetic pipeline from cohort to catalogue, in $(DEMO)"
 	@echo "make bench        the benchmarks"
-	@echo "make torture      hostile images, and long fuzzing of every route"
+	@echo "make torture      hostile images, long fuzzing, kills under writes, a soak (an hour or two)"
 	@echo "make e2e          the end-to-end tests alone"
 	@echo "make smoke        docker compose: build, up, ask, restart, ask again, down"
 	@echo "make constraints  resolve constraints.txt anew"
@@ -85,6 +85,9 @@ bench: $(VENV)/test.stamp
 torture: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.hostile_images
 	FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/service/test_fuzz.py
+	$(BIN)/python -m benchmarks.kill_writes
+	$(MAKE) $(DEMO_READY)
+	$(BIN)/python -m benchmarks.soak $(DEMO)/bundle $(DEMO)/catalogue
 
 smoke: $(VENV)/test.stamp
 	$(BIN)/python tests/smoke/compose_smoke.py

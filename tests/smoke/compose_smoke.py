@@ -36,6 +36,7 @@ ANSWER_S = 60
 NUM_IMAGES = 8
 # A patient that the demo's cohort does not hold.
 SEED = 77
+SERVICE_PORT = 8000
 
 Answers = dict[str, Any]
 Part = tuple[str, bytes | str]
@@ -159,6 +160,50 @@ def check(holds: bool, what: str, seen: object) -> None:
         raise SystemExit(f"smoke: expected that {what}, got {seen}")
 
 
+def watch_connections() -> None:
+    """Check that the service asked nobody for a name, and spoke only where it was spoken to."""
+    datagrams = compose("exec", "-T", "slimp", "cat", "/proc/net/snmp", quiet=True)
+    names, counts = (line.split() for line in datagrams.splitlines() if line.startswith("Udp:"))
+    check(counts[names.index("OutDatagrams")] == "0", "no name was asked for", datagrams)
+    code = "print(open('/proc/net/tcp').read(), open('/proc/net/tcp6').read())"
+    table = compose("exec", "-T", "slimp", "python", "-c", code, quiet=True)
+    pairs = [line.split()[1:3] for line in table.splitlines() if ":" in line.split()[0]]
+    own = f":{SERVICE_PORT:04X}"
+    outgoing = [
+        pair for pair in pairs if not pair[0].endswith(own) and not pair[1].endswith((own, ":0000"))
+    ]
+    check(not outgoing, "no connection leads out", outgoing)
+
+
+def check_confinement() -> None:
+    """Check that the service cannot write its own files, and is nobody special."""
+    code = (
+        "import os, pathlib\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "capabilities = next(l.split()[1] for l in status.splitlines() if l.startswith('CapEff'))\n"
+        "try:\n    pathlib.Path('/opt/slimp/x').write_text('x')\n    read_only = False\n"
+        "except OSError:\n    read_only = True\n"
+        "print(os.getuid(), int(capabilities, 16), read_only)"
+    )
+    said = compose("exec", "-T", "slimp", "python", "-c", code, quiet=True)
+    check(said == "10001 0 True", "it is user 10001, without rights, on a read-only system", said)
+
+
+def refuse_to_be_open() -> None:
+    """Check that a service published to other machines does not start without keys."""
+    command = ("run", "--rm", "--no-deps", "-e", "SLIMP_PUBLISH=0.0.0.0", "slimp")
+    done = subprocess.run(
+        [*COMPOSE, *command],
+        cwd=PROJECT,
+        env=os.environ | {"SLIMP_PORT": str(PORT)},
+        capture_output=True,
+        text=True,
+        timeout=UP_S,
+        check=False,
+    )
+    check(done.returncode == 1 and "SLIMP_AUTH" in done.stderr, "it refuses", done)
+
+
 def smoke() -> None:
     """Go through the whole life of the composed service."""
     compose("build", timeout_s=BUILD_S)
@@ -166,8 +211,11 @@ def smoke() -> None:
     wait_until_healthy(HEALTHY_S)
     torch_free = "import sys, service.app; sys.exit('torch' in sys.modules)"
     compose("exec", "-T", "slimp", "python", "-c", torch_free)
+    check_confinement()
     lesions = one_patient()
     before = ask(lesions)
+    watch_connections()
+    refuse_to_be_open()
     compose("restart", "slimp")
     wait_until_healthy(RESTART_S)
     after = ask(lesions)
