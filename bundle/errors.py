@@ -154,7 +154,7 @@ class DuplicateImage(CatalogueError):
 
 
 class RequestKeyReused(CatalogueError):
-    code: ClassVar[str] = "idempotency_key_reused"
+    code: ClassVar[str] = "request_key_reused"
 
 
 class LesionGone(CatalogueError):

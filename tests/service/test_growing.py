@@ -83,7 +83,7 @@ def test_a_request_sent_again_answers_as_before_and_adds_nothing(site: TestClien
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["lesion_id"] == again.json()["lesion_id"]
     other = post(site, draw_image(GREEN), key="abc")
-    assert_error(other, 422, "idempotency_key_reused", "another request")
+    assert_error(other, 422, "request_key_reused", "another request")
     site.delete(first.headers["location"])
     assert_error(post(site, key="abc", metadata={"sex": "female"}), 410, "lesion_gone")
     assert len(site.get("/lesions").json()["lesions"]) == 2
