@@ -158,6 +158,9 @@ class OptimiserSettings(Section):
     keep_best: bool = Field(
         False, description="keep the weights of the epoch with the lowest loss on the val split"
     )
+    adapt_attention: bool = Field(
+        False, description="continual pre-training trains the attention layers too"
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak, for new layers")
     image_rate_scale: float = Field(
         1.0,

@@ -31,7 +31,7 @@ class RecordEncoder(nn.Module):
         """
         super().__init__()
         width = settings.width
-        sizes = [_categories(field) for field in fields]
+        sizes = [categories_of(field) for field in fields]
         # Codes of all columns share one table; a numeric column has none and points at its start.
         is_category = torch.tensor([s > 0 for s in sizes])
         offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0) * is_category
@@ -78,5 +78,6 @@ class RecordEncoder(nn.Module):
         return self.column + torch.where(present.unsqueeze(-1), known, self.missing)
 
 
-def _categories(field: Field) -> int:
+def categories_of(field: Field) -> int:
+    """Return how many codes a column has, 0 for a number."""
     return {"numeric": 0, "boolean": 2, "categorical": len(field.categories)}[field.kind]

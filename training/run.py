@@ -72,8 +72,24 @@ def read_seen(data: bytes) -> tuple[SeenGroups, ...]:
         raise TrainingError(f"{SEEN}: {error.errors()[0]['msg']}") from None
 
 
+class Forgetting(BaseModel):
+    """What an adaptation cost on the cohort that the run came from.
+
+    Attributes:
+        cohort: its name.
+        before: the run's own loss on its val split before the adaptation; no label is read.
+        after: the same after it. Negatives are those of the same batches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cohort: str
+    before: float
+    after: float
+
+
 class RunInfo(BaseModel):
-    """What `run.json` says."""
+    """What `run.json` says; `forgetting` is None where it was not measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,6 +103,7 @@ class RunInfo(BaseModel):
     split_recipe: str
     parameters: int
     seconds: float
+    forgetting: Forgetting | None = None
 
 
 def describe_data(cohort: Cohort) -> DataSource:

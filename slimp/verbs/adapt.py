@@ -8,8 +8,12 @@ from typer import Argument, Option
 
 def adapt(
     run: Annotated[Path, Argument(help="a pre-trained run")],
-    cohort: Annotated[Path, Argument(help="the new cohort; its fields must be the run's")],
+    cohort: Annotated[Path, Argument(help="the new cohort; it may bring fields of its own")],
     out: Annotated[Path, Option(help="the run folder to write")],
+    source: Annotated[
+        Path | None, Option(help="the run's own cohort, to measure what is forgotten of it")
+    ] = None,
+    full: Annotated[bool, Option("--full", help="train the attention layers too")] = False,
     resume: Annotated[bool, Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Go on pre-training on a new cohort: embedding layers learn, attention layers stay."""
@@ -23,9 +27,15 @@ def adapt(
             run,
             Cohort.open(cohort),
             out,
+            source=None if source is None else Cohort.open(source),
+            full=full,
             resume=resume,
             report=lambda step, total, metrics: report(
                 "adapt", step, total, training_note(metrics)
             ),
         )
-    say(f"{out}: {info.objective} run, {info.seconds} s")
+    forgotten = "forgetting was not measured (--source)"
+    if info.forgetting is not None:
+        lost = info.forgetting
+        forgotten = f"loss on {lost.cohort} {lost.before:.3f} before, {lost.after:.3f} after"
+    say(f"{out}: {info.objective} run, {info.seconds} s, {forgotten}")

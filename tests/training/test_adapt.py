@@ -1,5 +1,7 @@
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from bundle.fields import Field, FieldSchema
 from cohort.cohort import Cohort
 from tests.training.squares import SCHEMA, squares, write_cohort
 from training.adapt import adapt
+from training.data import load_rows
+from training.growth import grow, join_schemas
 from training.image_encoder import block_of
-from training.run import TOWERS, read_info
+from training.record_encoder import RecordEncoder
+from training.run import TOWERS, load_towers, read_info, read_run_config
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +43,113 @@ def test_embedding_layers_move_and_attention_stays(
     assert info.record_schema == earlier.record_schema
 
 
-def test_a_field_that_the_towers_cannot_read_is_refused(pretrained: Path, tmp_path: Path) -> None:
-    more = Field(name="pigment_score", level="lesion", kind="numeric")
-    schema = FieldSchema(fields=(*SCHEMA.fields, more))
-    cohort = write_cohort(tmp_path / "cohort", list(squares(patients=3)), schema=schema)
-    with pytest.raises(TrainingError, match=r"pigment_score: expected the run's own fields"):
+MORE = Field(name="pigment_score", level="lesion", kind="numeric")
+WING = Field(name="wing", level="patient", kind="categorical", categories=("east", "west"))
+
+
+def grown_cohort(folder: Path) -> Cohort:
+    """Squares with a column of each level that the run never saw, and a category of a known one."""
+    known = next(f for f in SCHEMA.fields if f.kind == "categorical")
+    wider = known.model_copy(update={"categories": ("elsewhere", *known.categories)})
+    fields = [wider if f == known else f for f in SCHEMA.fields]
+    images = []
+    for number, image in enumerate(squares(patients=6, benign=1)):
+        record = {**image.record, "pigment_score": float(number), "wing": "west"}
+        if number % 3 == 0:
+            record[known.name] = "elsewhere"
+        images.append(dataclasses.replace(image, record=record))
+    schema = FieldSchema(fields=(MORE, *fields, WING))
+    return write_cohort(folder / "cohort", images, schema=schema, name="grown squares")
+
+
+def test_new_columns_and_categories_get_tokens_and_old_ones_keep_theirs(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    info, config = read_info(pretrained), read_run_config(pretrained)
+    cohort = grown_cohort(tmp_path)
+    rows = load_rows(cohort, ["train"], cohort.info.labels)
+    joined = join_schemas(info.record_schema, cohort.schema, rows)
+    assert joined.names == (*info.record_schema.names, "pigment_score", "wing")
+    old = load_towers(pretrained)
+    new = grow(old, config, info.record_schema, joined, labels=len(info.labels))
+    kept = {k: v for k, v in new.state_dict().items() if not k.startswith(("lesion.", "patient."))}
+    assert kept
+    assert all(torch.equal(old.state_dict()[name], value) for name, value in kept.items())
+    for level in ("lesion", "patient"):
+        before, after = old.records(level), new.records(level)
+        assert before is not None
+        assert after is not None
+        fields, more = info.record_schema.at(level), joined.at(level)
+        assert len(more) == len(fields) + 1
+        for field in fields:
+            assert torch.equal(
+                tokens_of(before, fields, field, field), tokens_of(after, more, field, field)
+            ), field.name
+    own = next(f for f in info.record_schema.fields if f.kind == "categorical")
+    wide = next(f for f in joined.fields if f.name == own.name)
+    assert wide.categories == (*own.categories, "elsewhere")
+
+
+def tokens_of(
+    tower: RecordEncoder, fields: tuple[Field, ...], field: Field, values: Field
+) -> torch.Tensor:
+    """Return the column's tokens of each of its values, and of a missing one."""
+    place = [f.name for f in fields].index(field.name)
+    count = max(2, len(values.categories))
+    encoded = torch.zeros(count + 1, len(fields))
+    encoded[:count, place] = torch.arange(count).float()
+    present = torch.ones(count + 1, len(fields), dtype=torch.bool)
+    present[count] = False
+    with torch.no_grad():
+        return tower.tokens(encoded, present)[:, place]
+
+
+def test_a_run_adapts_to_new_columns_and_says_what_it_forgot(
+    pretrained: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    grown = grown_cohort(tmp_path)
+    info = adapt(pretrained, grown, tmp_path / "run", source=cohort)
+    assert info.record_schema.names[-2:] == ("pigment_score", "wing")
+    assert info.forgetting is not None
+    assert info.forgetting.cohort == cohort.info.name
+    assert info.forgetting.before != info.forgetting.after
+    assert read_info(tmp_path / "run") == info
+    again = adapt(pretrained, grown, tmp_path / "again", source=cohort)
+    assert again.forgetting == info.forgetting
+    first, second = (load_file(tmp_path / name / TOWERS) for name in ("run", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_full_adaptation_moves_attention_too(
+    pretrained: Path, other: Cohort, tmp_path: Path
+) -> None:
+    adapt(pretrained, other, tmp_path / "run", full=True)
+    before, after = load_file(pretrained / TOWERS), load_file(tmp_path / "run" / TOWERS)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("lesion.layers.") for name in moved)
+    assert any(block_of(n.removeprefix("image.backbone.")) == 0 for n in moved)
+    assert read_info(tmp_path / "run").forgetting is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"kind": "boolean"}, "kind"), ({"level": "patient"}, "level"), ({"unit": "cm"}, "unit")],
+)
+def test_a_field_that_contradicts_the_runs_is_refused(
+    pretrained: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    known = next(f for f in SCHEMA.fields if f.kind == "numeric" and f.level == "lesion")
+    other = Field(**{**known.model_dump(), "minimum": None, "maximum": None, **change})
+    if other.kind != "numeric":
+        other = Field(name=known.name, level=known.level, kind="boolean")
+    schema = FieldSchema(fields=tuple(other if f == known else f for f in SCHEMA.fields))
+    images = [
+        dataclasses.replace(
+            image, record={k: v for k, v in image.record.items() if k != known.name}
+        )
+        for image in squares(patients=3)
+    ]
+    cohort = write_cohort(tmp_path / "cohort", images, schema=schema)
+    with pytest.raises(TrainingError, match=f"{known.name}: expected {said}"):
         adapt(pretrained, cohort, tmp_path / "run")
     assert not (tmp_path / "run").exists()
