@@ -24,6 +24,7 @@ from service.runtime import Runtime
 from service.schemas import ProblemResponse
 from service.settings import Settings, read_settings
 from service.state import Service
+from service.tracing import Tracing, start_tracing
 
 DESCRIPTION = f"""Skin lesion images and metadata: classification, similar lesions, a patient's
 lesions in context.
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
     table = RouteTable(app)
     app.add_middleware(AccessControl, gate=service.gate, table=table)
     app.add_middleware(AuditTrail, service=service)
+    app.add_middleware(Tracing, service=service)
     app.add_middleware(RequestContext, service=service)
     _complete_document(app, table)
     if service.gate.mode is Mode.OFF:
@@ -74,6 +76,7 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service = cast(Service, app.state.service)
+    start_tracing(service.settings)
     if service.settings.workers > 1:
         # A worker that cannot load does not start: a swap keeps the one that it was to follow.
         if not await service.load():

@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         {"slimp:read": "read", "slimp:write": "write", "slimp:admin": "admin"},
         "what each value of that claim allows, as JSON; other values allow nothing",
     )
+    otlp_endpoint: str | None = setting(
+        None,
+        "where traces are sent, an OTLP/HTTP collector's address such as "
+        "http://collector:4318/v1/traces; needs the extra otel. Unset: nowhere",
+    )
     prevalence: float | None = setting(
         None,
         "share of lesions that are malignant at this site; probabilities are shifted from the "

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+from opentelemetry import trace
+
 Stage = Literal["decode", "infer", "search"]
 _spent: ContextVar[dict[str, float] | None] = ContextVar("spent", default=None)
 
@@ -23,7 +25,8 @@ def stage(name: Stage) -> Iterator[None]:
         return
     started = time.perf_counter()
     try:
-        yield
+        with trace.get_tracer("slimp").start_as_current_span(name):
+            yield
     finally:
         spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
 

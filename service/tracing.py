@@ -1,0 +1,70 @@
+"""Traces, where a site has a collector for them: a span a request, and within it one a stage.
+
+A span holds the route, the status, the request's id and the bundle's: nothing that was sent.
+Without `SLIMP_OTLP_ENDPOINT` the library's own no-operation tracer is all there is.
+"""
+
+from opentelemetry import trace
+from opentelemetry.propagate import extract
+from opentelemetry.trace import SpanKind
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bundle.errors import InvalidSettings
+from service.middleware import method_of
+from service.settings import Settings
+from service.state import Service, route_of
+
+NAME = "slimp"
+
+
+def start_tracing(settings: Settings) -> None:
+    """Send this process's spans to the settings' collector, if they name one.
+
+    Raises:
+        InvalidSettings: they do, and the extra `otel` is not installed.
+    """
+    if settings.otlp_endpoint is None:
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ModuleNotFoundError:
+        raise InvalidSettings(
+            "SLIMP_OTLP_ENDPOINT: traces need the extra otel: install slimp[otel], or unset it"
+        ) from None
+    provider = TracerProvider(resource=Resource.create({"service.name": NAME}))
+    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+
+class Tracing:
+    """Pure ASGI middleware: one span a request, continuing its caller's trace."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        tracer = trace.get_tracer(NAME)
+        parent = extract(dict(Headers(scope=scope)))
+        method = method_of(scope)
+        with tracer.start_as_current_span(method, context=parent, kind=SpanKind.SERVER) as span:
+
+            async def send_marked(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    route = route_of(scope)
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)
+                    span.set_attribute("http.response.status_code", message["status"])
+                    span.set_attribute("slimp.request_id", scope["state"]["request_id"])
+                    span.set_attribute("slimp.bundle_id", self.service.bundle_id or "")
+                await send(message)
+
+            await self.app(scope, receive, send_marked)
