@@ -21,6 +21,7 @@ from service.state import Service, route_of
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # The status that proxies log for a caller that went away.
 CLIENT_CLOSED = 499
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PATCH", "DELETE"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -104,4 +105,4 @@ def choose_request_id(sent: str | None) -> str:
 def method_of(scope: Scope) -> str:
     """Return the method; one that no route has becomes OTHER, so that labels stay few."""
     method = str(scope["method"])
-    return method if method in {"GET", "HEAD", "POST", "OPTIONS"} else "OTHER"
+    return method if method in METHODS else "OTHER"

@@ -146,6 +146,7 @@ def test_every_request_leaves_a_row_and_nothing_personal(
     assert_error(ask(audited, "/classify", b"canary"), 415, "unsupported_format")
     audited.get("/lesions/canary-lesion")
     assert ask(audited, "/risk", draw_image(RED), patient={"age_years": 61.25}).status_code == 200
+    audited.delete("/patients/canary-patient")
     audited.get("/livez")
     audited.get("/model")
     rows = rows_of(tmp_path)
@@ -155,6 +156,7 @@ def test_every_request_leaves_a_row_and_nothing_personal(
         ("POST /classify", 415),
         ("GET /lesions/{lesion_id:path}", 404),
         ("POST /risk", 200),
+        ("DELETE /patients/{patient_id:path}", 503),
     ]
     first = rows[0]
     assert first["request_id"] == said["request_id"]

@@ -41,6 +41,7 @@ with TestClient(create_app(Settings(log_level="error"), Runtime(models, catalogu
         data={"metadata": '{"sex": "female"}'},
         headers={"traceparent": parent, "Host": "localhost"},
     )
+    client.delete("/patients/canary-patient", headers={"Host": "localhost"})
 print(json.dumps([
     {
         "name": span.name,
@@ -68,7 +69,8 @@ def test_a_request_is_a_span_with_one_a_stage_and_nothing_that_was_sent(tmp_path
     assert request["trace"] == "ab" * 16
     assert request["parent"] == "cd" * 8
     assert request["attributes"]["http.response.status_code"] == "200"
-    stages = [span for span in spans if span is not request]
+    stages = [span for span in spans if span["trace"] == "ab" * 16 and span is not request]
+    assert "DELETE /patients/{patient_id:path}" in [span["name"] for span in spans]
     assert {span["name"] for span in stages} == {"decode", "infer", "search"}
     assert {span["parent"] for span in stages} == {request["span"]}
     for word in ("canary", "female"):
