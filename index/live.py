@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 
 from bundle.encoder import unit_norm
 from bundle.errors import (
+    CatalogueError,
     CorruptCatalogue,
     ForeignCatalogue,
     InferenceError,
@@ -159,7 +160,14 @@ class LiveVectors:
             self._follow(connection)
 
     def check(self) -> None:
-        """Take the database's write lock, and nothing else, once the vectors are up to date."""
+        """Take the database's write lock, and nothing else, once the vectors are up to date.
+
+        Raises:
+            CatalogueError: the file is gone, cannot be written, or is locked for too long.
+        """
+        if not self._database.is_file():
+            # Connections that are open would go on reading what nobody else sees.
+            raise CatalogueError(f"{self._database} is gone: put it back, or restore a backup")
         with (
             self._changing,
             reporting_damage(self._database),

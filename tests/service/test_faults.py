@@ -17,6 +17,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 import service.checks
@@ -187,6 +188,36 @@ def test_a_locked_database_is_waited_for_and_named(site: Path, eager: None) -> N
         holder.close()
         wait_for(client, 200)
         assert client.post("/lesions", files=files).status_code in (201, 409)
+
+
+def test_a_database_that_is_gone_is_named_until_it_is_back(site: Path, eager: None) -> None:
+    database = site / "catalogue" / "catalogue.sqlite"
+    with serving(site) as client:
+        wait_for(client, 200)
+        database.rename(site / "elsewhere")
+        assert_error(client.get("/readyz"), 503, "unhealthy", "catalogue.sqlite is gone")
+        (site / "elsewhere").rename(database)
+        wait_for(client, 200)
+        answer(client, "/similar", draw_image(RED, seed=77))
+
+
+def test_a_read_only_disk_is_named_and_reading_goes_on(site: Path, eager: None) -> None:
+    """`query_only` is how a connection behaves whose file cannot be written."""
+    with serving(site, audit=False) as client:
+        wait_for(client, 200)
+        answer(client, "/similar", draw_image(RED, seed=77))
+        event.listen(Engine, "checkout", make_read_only)
+        try:
+            files = {"image": ("i.png", draw_image(RED, seed=78))}
+            assert_error(client.post("/lesions", files=files), 503, "catalogue_error")
+            answer(client, "/similar", draw_image(RED, seed=77))
+        finally:
+            event.remove(Engine, "checkout", make_read_only)
+        assert len(client.get("/lesions").json()["lesions"]) == 4
+
+
+def make_read_only(connection: Any, record: object, proxy: object) -> None:
+    connection.execute("PRAGMA query_only=ON")
 
 
 def test_a_ledger_that_is_full_or_gone_is_named_and_nothing_is_answered(
