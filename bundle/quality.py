@@ -9,6 +9,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 MEASURE_PX = 128
+# As in `bundle/images.py`; wider, because sharpness feels an average of pixels (by 0.5 % at 12 MP).
+REDUCING_GAP = 6.0
 
 
 class QualityThresholds(BaseModel):
@@ -32,8 +34,10 @@ def measure_quality(image: Image.Image) -> dict[str, float]:
     """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side)).convert("L")
-    small = square.resize((MEASURE_PX, MEASURE_PX), Image.Resampling.BICUBIC)
+    square = image.convert("L").crop((left, top, left + side, top + side))
+    small = square.resize(
+        (MEASURE_PX, MEASURE_PX), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP
+    )
     luma = np.asarray(small, np.float64) / 255
     return {
         "min_side_px": float(side),

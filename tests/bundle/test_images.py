@@ -686,6 +686,18 @@ def test_the_crop_is_a_centred_square_inside_the_image(
     assert top == pytest.approx(height - bottom)
 
 
+@pytest.mark.parametrize("side", [8 * 16, 8 * 96])
+def test_a_large_picture_is_averaged_over_blocks_first_and_comes_out_the_same(side: int) -> None:
+    rng = np.random.default_rng(1)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 20, 3), np.uint8))
+    image = coarse.resize((side * 2, side), Image.Resampling.BICUBIC)
+    spec = ImageInput(size_px=14, resize_px=16)
+    box = crop_box(image.width, image.height, spec)
+    exact = np.asarray(image.resize((14, 14), Image.Resampling.BICUBIC, box=box))
+    made = resize_image(image, spec)
+    assert np.abs(made.astype(int) - exact).max() <= 3
+
+
 def test_a_batch_is_standardised_as_each_of_its_images() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 6, 3), np.uint8)
     before = pixels.copy()

@@ -123,3 +123,16 @@ def test_a_threshold_that_would_pass_everything_is_refused() -> None:
         THRESHOLDS.model_validate({**THRESHOLDS.model_dump(), "brightness_min": math.nan})
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         THRESHOLDS.model_validate({**THRESHOLDS.model_dump(), "min_side_px": 0})
+
+
+def test_a_large_picture_measures_as_if_all_its_pixels_went_through_the_filter() -> None:
+    rng = np.random.default_rng(1)
+    coarse = Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8))
+    image = coarse.resize((3000, 2400), Image.Resampling.BICUBIC).convert("RGB")
+    square = image.convert("L").crop((300, 0, 2700, 2400))
+    small = square.resize((MEASURE_PX, MEASURE_PX), Image.Resampling.BICUBIC)
+    exact = measure_quality(small.convert("RGB"))
+    scores = measure_quality(image)
+    assert scores["min_side_px"] == 2400
+    for name in ("sharpness", "brightness", "contrast"):
+        assert scores[name] == pytest.approx(exact[name], rel=0.01)
