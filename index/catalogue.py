@@ -153,6 +153,10 @@ class Catalogue:
     ) -> None:
         self.close()
 
+    def on_removal(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever lesions leave this object's vectors, whoever erased them."""
+        self._live.listeners.append(call)
+
     def close(self) -> None:
         """Wait for searches that are under way and release the database."""
         self._live.close()

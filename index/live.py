@@ -8,7 +8,7 @@ change: what is committed is found again after any end of the process, what is n
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +98,7 @@ class LiveVectors:
         # One change or save at a time; the second lock is held only while vectors change.
         self._changing = threading.Lock()
         self._access = ReadersWriter()
+        self.listeners: list[Callable[[], None]] = []
         with reporting_damage(database), engine.connect() as connection:
             self._vectors: VectorIndex = self._open(connection)
 
@@ -242,6 +243,8 @@ class LiveVectors:
     ) -> None:
         if removed:
             self._vectors.remove(np.asarray(removed, np.int64))
+            for listener in self.listeners:
+                listener()
         for ids, vectors in added:
             self._vectors.add(ids, vectors)
         self.identity = dataclasses.replace(self.identity, revision=revision)

@@ -1,10 +1,24 @@
 """What Prometheus reads at /metrics; a registry for each app, so that apps do not mix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A counter that somebody else keeps."""
+
+    name: str
+    text: str
+    read: Callable[[], float]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self.name, self.text, value=self.read())
 
 
 class Metrics:
@@ -70,6 +84,10 @@ class Metrics:
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when Prometheus asks."""
         Gauge(name, text, registry=self.registry).set_function(read)
+
+    def watch_count(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a counter, its name without `_total`, that is read when Prometheus asks."""
+        self.registry.register(_Count(name, text, read))
 
     def expose(self) -> bytes:
         """Return all of them in Prometheus' text format."""

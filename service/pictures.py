@@ -5,9 +5,12 @@ warning; the lesion is not assessable when none is left. The embedding is the me
 that count; where none does it is the mean over all, for retrieval only. Only the encoder's input,
 the content hash and the measurements outlive an image's decoding: at most one picture per request
 is in memory at full size.
+
+A picture that came before is not embedded again, nor decoded if its file came before
+(`service/embeddings.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,7 @@ from bundle.calibration import FloatArray
 from bundle.errors import InvalidImage
 from bundle.images import ImageLimits, content_hash, decode_image, prepare_image
 from bundle.quality import measure_quality, quality_reasons
+from service.embeddings import EmbeddingCache, Model, Seen, file_digest
 from service.models import Models, finite
 from service.schemas import AnswerWarning, ImageQuality, Quality
 from service.stages import stage
@@ -59,53 +63,115 @@ class LesionPictures:
     warnings: tuple[AnswerWarning, ...]
 
 
-def look(models: Models, images: Sequence[bytes], limits: ImageLimits) -> list[Picture]:
+def look(
+    models: Models,
+    images: Sequence[bytes],
+    limits: ImageLimits,
+    cache: EmbeddingCache | None = None,
+) -> list[Picture]:
     """Return every image decoded, measured and embedded, in order.
+
+    Args:
+        models: the loaded bundle.
+        images: as files.
+        limits: what an image may be.
+        cache: pictures that came before; None looks at every image anew.
 
     Raises:
         InvalidImage: an image cannot be read; the message says which where there are several.
         InferenceError: an embedding is not finite.
     """
+    memory = _Memory(models, cache)
     with stage("decode"):
-        read = [_read(models, data, position, limits) for position, data in enumerate(images)]
+        read = [_read(models, data, at, limits, memory) for at, data in enumerate(images)]
     with stage("infer"):
-        chunks = [
-            models.encoders.embed_images(
-                np.stack([one.pixels for one in read[start : start + CHUNK_IMAGES]])
-            )
-            for start in range(0, len(read), CHUNK_IMAGES)
-        ]
-    embeddings = finite(np.concatenate(chunks), "image embedding")
-    return [_judge(models, embedding, one) for embedding, one in zip(embeddings, read, strict=True)]
+        new = [one for one in read if isinstance(one, Unseen)]
+        made = iter(embed(models, new))
+    seen = [memory.keep(one, next(made)) if isinstance(one, Unseen) else one for one in read]
+    return [judge_picture(models, one) for one in seen]
 
 
 @dataclass(frozen=True)
-class _Input:
-    """What is kept of one decoded image: (3, H, W) float32 pixels, its hash and measurements."""
+class Unseen:
+    """One decoded image that no model has seen: (3, H, W) float32 pixels, hash, measurements."""
 
     pixels: FloatArray
     content: str
-    scores: dict[str, float]
+    scores: Mapping[str, float]
+    digest: str
 
 
-def _read(models: Models, data: bytes, position: int, limits: ImageLimits) -> _Input:
+class _Memory:
+    """The cache as one request sees it; without one it knows nothing and keeps nothing."""
+
+    def __init__(self, models: Models, cache: EmbeddingCache | None) -> None:
+        self._cache = cache
+        self._model = Model(models.manifest.bundle_id, models.manifest.variant)
+        self._era = 0 if cache is None else cache.era
+
+    def by_file(self, data: bytes) -> tuple[str, Seen | None]:
+        if self._cache is None:
+            return "", None
+        digest = file_digest(data)
+        return digest, self._cache.by_file(self._model, digest)
+
+    def by_content(self, content: str) -> Seen | None:
+        return None if self._cache is None else self._cache.by_content(self._model, content)
+
+    def keep(self, one: Unseen, embedding: FloatArray) -> Seen:
+        # A row of its own: one embedding must not hold a batch's in memory.
+        embedding = embedding.copy()
+        embedding.setflags(write=False)
+        seen = Seen(one.content, one.scores, embedding)
+        if self._cache is not None:
+            self._cache.keep(self._model, one.digest, seen, self._era)
+        return seen
+
+
+def _read(
+    models: Models, data: bytes, position: int, limits: ImageLimits, memory: _Memory
+) -> Seen | Unseen:
+    digest, seen = memory.by_file(data)
+    if seen is not None:
+        return seen
     try:
         image = decode_image(data, limits)
     except InvalidImage as error:
         raise type(error)(f"image {position}: {error}") from None
+    content = content_hash(image)
+    seen = memory.by_content(content)
+    if seen is not None:
+        return seen
     pixels = prepare_image(image, models.manifest.image_input)
-    return _Input(pixels, content_hash(image), measure_quality(image))
+    return Unseen(pixels, content, measure_quality(image), digest)
 
 
-def _judge(models: Models, embedding: FloatArray, read: _Input) -> Picture:
-    reasons = quality_reasons(read.scores, models.calibration.quality)
-    scores = read.scores
+def embed(models: Models, images: Sequence[Unseen]) -> FloatArray:
+    """Return the (N, D) float32 features of N decoded images.
+
+    Raises:
+        InferenceError: one is not finite.
+    """
+    chunks = [
+        models.encoders.embed_images(
+            np.stack([one.pixels for one in images[start : start + CHUNK_IMAGES]])
+        )
+        for start in range(0, len(images), CHUNK_IMAGES)
+    ]
+    none = np.zeros((0, models.encoders.embedding_dim), np.float32)
+    return finite(np.concatenate([none, *chunks]), "image embedding")
+
+
+def judge_picture(models: Models, seen: Seen) -> Picture:
+    """Return the picture with the reasons why it does not count."""
+    scores, embedding = dict(seen.scores), seen.embedding
+    reasons = quality_reasons(scores, models.calibration.quality)
     if models.novelty is not None:
         novelty = float(finite(models.novelty.score(embedding[None]), "novelty score")[0])
-        scores = {**scores, "novelty": novelty}
+        scores["novelty"] = novelty
         if novelty > models.calibration.novelty_threshold:
             reasons = [*reasons, UNLIKE_TRAINING]
-    return Picture(embedding, read.content, tuple(reasons), scores)
+    return Picture(embedding, seen.content, tuple(reasons), scores)
 
 
 def pool(pictures: Sequence[Picture], indices: Sequence[int]) -> LesionPictures:

@@ -17,6 +17,7 @@ from index.filters import Filter, parse_filter
 from index.lesions import Receipt, RequestKey
 from service.assessment import assess
 from service.context import Candidate, answer_risk
+from service.embeddings import EmbeddingCache
 from service.errors import InvalidRequest, LedgerError
 from service.growing import NewLesion, add_lesion, edit_lesion
 from service.ledger.erasures import Erasures, Kind
@@ -59,6 +60,7 @@ class Runtime:
         models: the bundle.
         catalogue: reference lesions; None answers without neighbours (`slimp predict`).
         limits: what an image may be.
+        cache: pictures that came before; None looks at every picture anew.
         prevalence: the site's share of malignant lesions; None stays at the training prevalence.
         max_k: most hits in one answer.
         max_context_lesions: lesions that the context model sees at once.
@@ -68,12 +70,15 @@ class Runtime:
     catalogue: Catalogue | None
     erasures: Erasures | None = None
     limits: ImageLimits = DEFAULT_LIMITS
+    cache: EmbeddingCache | None = None
     prevalence: float | None = None
     max_k: int = 100
     max_context_lesions: int = 64
 
     def __post_init__(self) -> None:
         self.models.check_prevalence(self.prevalence)
+        if self.catalogue is not None and self.cache is not None:
+            self.catalogue.on_removal(self.cache.clear)
 
     @property
     def bundle_id(self) -> str:
@@ -185,7 +190,7 @@ class Runtime:
         self.models.schema.parse(patient or {})
         if patient_id is not None:
             self._catalogue()
-        looked = look(self.models, images, self.limits)
+        looked = look(self.models, images, self.limits, self.cache)
         known = read_patient(
             self.models,
             self.catalogue,
@@ -258,7 +263,8 @@ class Runtime:
     def _look(self, images: Sequence[bytes]) -> LesionPictures:
         if not images:
             raise InvalidRequest("image: expected at least one image, got none", field="image")
-        return pool(look(self.models, images, self.limits), range(len(images)))
+        looked = look(self.models, images, self.limits, self.cache)
+        return pool(looked, range(len(images)))
 
     def _complete(
         self, pictures: LesionPictures, given: Record, *, extrapolate: bool, exclude: Exclusion
@@ -319,6 +325,7 @@ def load_runtime(settings: Settings) -> Runtime:
         bundle_id=models.manifest.bundle_id,
         variant=models.manifest.variant,
     )
+    cached_mib = settings.embedding_cache_mib
     erasures = Erasures(settings.ledger_folder)
     erasures.finish(catalogue)
     return Runtime(
@@ -326,6 +333,7 @@ def load_runtime(settings: Settings) -> Runtime:
         catalogue,
         erasures,
         limits=settings.image_limits,
+        cache=EmbeddingCache(cached_mib) if cached_mib > 0 else None,
         prevalence=settings.prevalence,
         max_k=settings.max_k,
         max_context_lesions=settings.max_context_lesions,

@@ -115,6 +115,14 @@ class Settings(BaseSettings):
     threads: int = setting(
         0, "threads within one inference; 0 takes all cores", unit="threads", ge=0, le=256
     )
+    embedding_cache_mib: int = setting(
+        16,
+        "memory of each process for pictures that came before, which are not embedded again; an "
+        "erasure empties it; 0 keeps none",
+        unit="MiB",
+        ge=0,
+        le=65_536,
+    )
     workers: int = setting(
         1,
         "processes that answer; from 2 on, one that dies or hangs is replaced, and SIGHUP swaps "

@@ -16,6 +16,7 @@ from index.catalogue import Catalogue
 from service.access.callers import Caller
 from service.access.gate import Gate
 from service.checks import Checks
+from service.embeddings import EmbeddingCache
 from service.errors import (
     Draining,
     InvalidRequest,
@@ -90,6 +91,22 @@ class Service:
             lambda: float(self.catalogue_revision or 0),
         )
 
+        self._watch_cache()
+
+    def _watch_cache(self) -> None:
+        def read(name: str) -> Callable[[], float]:
+            return lambda: float(0 if (kept := self._cache()) is None else getattr(kept, name))
+
+        self.metrics.watch_count(
+            "slimp_embedding_cache_hits", "Pictures that no model had to see again", read("hits")
+        )
+        self.metrics.watch_count(
+            "slimp_embedding_cache_misses", "Pictures that a model had to see", read("misses")
+        )
+        self.metrics.watch(
+            "slimp_embedding_cache_bytes", "Memory of the pictures kept", read("size_bytes")
+        )
+
     @property
     def bundle_id(self) -> str | None:
         return None if self._runtime is None else self._runtime.bundle_id
@@ -101,6 +118,9 @@ class Service:
 
     def _catalogue(self) -> Catalogue | None:
         return None if self._runtime is None else self._runtime.catalogue
+
+    def _cache(self) -> EmbeddingCache | None:
+        return None if self._runtime is None else self._runtime.cache
 
     def runtime(self) -> Runtime:
         """Return the loaded runtime.
