@@ -126,18 +126,59 @@ def assess(
     models: Models, pictures: LesionPictures, metadata: Metadata, *, site: float | None
 ) -> Assessment:
     """Return the answer about one lesion; nothing is said of one that is not assessable."""
-    if not pictures.assessable:
-        return Assessment(
-            status="not_assessable",
-            label=None,
-            probabilities=None,
-            malignancy=None,
-            prediction_set=None,
-            quality=pictures.quality,
-            metadata=metadata.entries,
-        )
-    judged = judge(models, pictures.embedding[None], [metadata.known])
-    trained = judged.probabilities[0]
+    (answer,) = assess_each(models, [pictures], [metadata], site=site)
+    return answer
+
+
+def assess_each(
+    models: Models,
+    lesions: Sequence[LesionPictures],
+    metadata: Sequence[Metadata],
+    *,
+    site: float | None,
+) -> list[Assessment]:
+    """Return the answers about N lesions, each judged alone, in one run of the classifier.
+
+    Args:
+        models: the loaded bundle.
+        lesions: N, their pictures.
+        metadata: N, what is known of them.
+        site: malignant share at the site; None stays at the training prevalence.
+    """
+    usable = [at for at, pictures in enumerate(lesions) if pictures.assessable]
+    judged: dict[int, FloatArray] = {}
+    if usable:
+        embeddings = np.stack([lesions[at].embedding for at in usable])
+        judgements = judge(models, embeddings, [metadata[at].known for at in usable])
+        judged = dict(zip(usable, judgements.probabilities, strict=True))
+    return [
+        _answer(models, pictures, known, judged[at], site)
+        if at in judged
+        else _no_answer(pictures, known)
+        for at, (pictures, known) in enumerate(zip(lesions, metadata, strict=True))
+    ]
+
+
+def _no_answer(pictures: LesionPictures, metadata: Metadata) -> Assessment:
+    return Assessment(
+        status="not_assessable",
+        label=None,
+        probabilities=None,
+        malignancy=None,
+        prediction_set=None,
+        quality=pictures.quality,
+        metadata=metadata.entries,
+    )
+
+
+def _answer(
+    models: Models,
+    pictures: LesionPictures,
+    metadata: Metadata,
+    trained: FloatArray,
+    site: float | None,
+) -> Assessment:
+    """Return the answer that a lesion's (C,) probabilities at the training prevalence make."""
     shares = at_site(models, trained, site)
     conformal = models.calibration.conditions[metadata.known.condition].conformal
     return Assessment(

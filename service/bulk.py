@@ -1,27 +1,41 @@
-"""Many image files through the runtime that serves, to a CSV; what `slimp predict` calls."""
+"""Many image files through the runtime that serves, to a table; what `slimp predict` calls.
 
-import csv
-from collections import Counter
+Each core decodes and infers a batch of its own, so that none waits for another. Rows go into a
+journal as they are made (`service/bulk_table.py`): a run that was interrupted goes on.
+"""
+
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import overload
 
 from bundle.errors import InferenceError, InvalidImage, InvalidRecord
-from bundle.fields import FieldSchema
 from index.catalogue import Catalogue
+from index.pipeline import in_order, usable_cores
+from service.bulk_records import Records, check_values, find_unused, read_records
+from service.bulk_table import (
+    Journal,
+    Row,
+    Stamp,
+    check_format,
+    file_stamp,
+    journal_path,
+    refused_path,
+    write_refused,
+    write_table,
+)
 from service.errors import InvalidRequest
-from service.models import load_models
+from service.models import Models, load_models
 from service.runtime import Runtime
+from service.schemas import Assessment
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
-IMAGE_COLUMN = "image"
 REFUSED = "refused"
-# Files between two calls of `report`.
-REPORT_FILES = 10
-
-Records = Mapping[str, Mapping[str, str]]
+# Files that a thread answers together: the model sees them in one or two runs.
+BATCH_FILES = 16
 
 
 @dataclass(frozen=True)
@@ -50,16 +64,21 @@ def predict_files(
 ) -> BulkSummary:
     """Write one row an image file: the answer, or the error that refused it.
 
+    Rows of an interrupted run are taken from its journal where their files are unchanged. Files
+    that were refused are listed beside the table as well.
+
     Args:
         bundle: the bundle folder.
         images: files, or folders that are searched for image files.
-        out: the CSV file; it appears under its name when it is complete, in place of an older one.
+        out: a CSV or Parquet file by its suffix; it appears under its name when it is complete, in
+            place of an older one.
         metadata: a CSV with the column `image` (a file's name) and any fields.
         catalogue: the catalogue folder for extrapolated metadata; None extrapolates nothing.
-        report: called with files done and files in all.
+        report: called with files done and files in all, after each batch.
 
     Raises:
-        InvalidRequest: there is no image file, or `out` is a folder or a file that is read.
+        InvalidRequest: there is no image file, `out` is a folder, a file that is read or of another
+            kind, or its journal is of another run.
         InvalidRecord: the metadata table cannot be read, has no image column, an unknown field or
             a bad value, or does not fit the files.
         BundleError, CatalogueError: the bundle or the catalogue cannot be used.
@@ -67,18 +86,35 @@ def predict_files(
     files = image_files(images)
     _check_out(out, files if metadata is None else [*files, metadata])
     records = {} if metadata is None else read_records(metadata)
-    unused = _unused(records, files)
-    models = load_models(bundle, threads=0)
-    _check_values(records, models.schema)
+    unused = find_unused(records, files)
+    models = load_models(bundle, threads=1)
+    check_values(records, models.schema)
     manifest = models.manifest
     opened = (
         nullcontext()
         if catalogue is None
         else Catalogue.open(catalogue, bundle_id=manifest.bundle_id, variant=manifest.variant)
     )
-    with opened as reference, _whole_file(out) as file:
-        refused = _write_rows(file, Runtime(models, reference), files, records, report)
+    with opened as reference:
+        made_with = {
+            "bundle": manifest.bundle_id,
+            "variant": manifest.variant,
+            "metadata": None if metadata is None else _sha256(metadata),
+            "catalogue": None if reference is None else _describe(reference),
+        }
+        with Journal(journal_path(out), made_with) as journal:
+            _answer_files(Runtime(models, reference), journal, files, records, report)
+            refused = _write(out, models, journal, files)
+            journal.remove()
     return BulkSummary(len(files) - refused, refused, unused)
+
+
+def _describe(catalogue: Catalogue) -> list[str | int]:
+    return [str(catalogue.path.resolve()), catalogue.revision, len(catalogue)]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -103,150 +139,105 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def read_records(path: Path) -> dict[str, Mapping[str, str]]:
-    """Return raw metadata by image file name.
-
-    Raises:
-        InvalidRecord: the table cannot be read, lacks the column `image`, has a line that is not
-            as long as its header, or a line that names no file or one that was named before.
-    """
-    records: dict[str, Mapping[str, str]] = {}
-    for line, row in _lines(path):
-        name = row.pop(IMAGE_COLUMN).strip()
-        if not name:
-            raise _refusal(f"{path}, line {line}: expected an image's file name, got none")
-        if name in records:
-            raise _refusal(f"{path}, line {line}: expected one line an image, got {name} twice")
-        records[name] = row
-    return records
-
-
-def _refusal(message: str) -> InvalidRecord:
-    return InvalidRecord(message, field=IMAGE_COLUMN)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each line's number in the file and its cells by column."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header)
-            for cells in filter(None, reader):
-                if len(cells) != len(header):
-                    raise _refusal(
-                        f"{path}, line {reader.line_num}: expected {len(header)} cells as in the "
-                        f"first line, got {len(cells)}"
-                    )
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-    except OSError as error:
-        raise _refusal(f"{path}: expected a CSV file, cannot read it: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise _refusal(f"{path}: expected a CSV file in UTF-8: {error}") from None
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    if IMAGE_COLUMN not in header:
-        raise _refusal(
-            f"{path}: expected a column {IMAGE_COLUMN!r} with the images' file names, and commas "
-            f"between columns; got {', '.join(map(repr, header)) or 'an empty file'}"
-        )
-    if twice := [name for name, times in Counter(header).items() if times > 1]:
-        raise _refusal(f"{path}: expected every column once, got {twice[0]!r} twice")
-
-
-def _check_values(records: Records, schema: FieldSchema) -> None:
-    for name, record in records.items():
-        try:
-            schema.parse(record)
-        except InvalidRecord as error:
-            raise type(error)(f"metadata of {name}: {error}", field=error.field) from None
-
-
-def _unused(records: Records, files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names that no file has.
-
-    Raises:
-        InvalidRecord: a name is that of two files, or no name is that of any file.
-    """
-    by_name: dict[str, Path] = {}
-    for path in files:
-        if path.name in records and path.name in by_name:
-            raise _refusal(
-                f"metadata of {path.name}: {by_name[path.name]} and {path} have this name: "
-                "predict one folder at a time"
-            )
-        by_name[path.name] = path
-    unused = tuple(name for name in records if name not in by_name)
-    if records and len(unused) == len(records):
-        raise _refusal(
-            f"expected the images' file names in the metadata (such as {files[0].name}), got "
-            f"{unused[0]} and none that is among the images"
-        )
-    return unused
-
-
 def _check_out(out: Path, read: Sequence[Path]) -> None:
     if out.is_dir():
-        raise InvalidRequest(f"{out} is a folder: name the CSV file to write", field="out")
-    if out.resolve() in {path.resolve() for path in read}:
-        raise InvalidRequest(f"{out} is one of the files that are read: name another", field="out")
+        raise InvalidRequest(f"{out} is a folder: name the table to write", field="out")
+    taken = {path.resolve() for path in read}
+    for written in (out, refused_path(out)):
+        if written.resolve() in taken:
+            raise InvalidRequest(
+                f"{written} is one of the files that are read: name another", field="out"
+            )
+    check_format(out)
 
 
-@contextmanager
-def _whole_file(out: Path) -> Iterator[TextIO]:
-    """Yield a file beside `out` that becomes `out` only if the block succeeds."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        # A file's name may hold bytes that are no text.
-        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_rows(
-    file: TextIO,
+def _answer_files(
     runtime: Runtime,
+    journal: Journal,
     files: Sequence[Path],
     records: Records,
     report: Callable[[int, int], None],
-) -> int:
-    """Write the header and a row a file, and return how many files were refused."""
-    shares = [f"p_{label}" for label in runtime.models.labels]
-    writer = csv.DictWriter(
-        file, ["file", "status", "label", "malignancy", *shares, "reasons", "error"]
-    )
-    writer.writeheader()
-    refused = 0
-    for number, path in enumerate(files, 1):
-        row = _answer(runtime, path, records.get(path.name))
-        refused += row["status"] == REFUSED
-        writer.writerow({"file": path, **row})
-        if number % REPORT_FILES == 0 or number == len(files):
-            report(number, len(files))
-    return refused
+) -> None:
+    """Bring the rows of all files into the journal."""
+    missing = [path for path in files if path not in journal]
+    batches = (missing[at : at + BATCH_FILES] for at in range(0, len(missing), BATCH_FILES))
+    done = len(files) - len(missing)
+    work = partial(_batch_rows, runtime, records)
+    for rows in in_order(work, batches, threads=usable_cores()):
+        journal.add(rows)
+        done += len(rows)
+        report(done, len(files))
 
 
-def _answer(runtime: Runtime, path: Path, record: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the row's cells; those that are absent or None stay empty."""
+def _batch_rows(
+    runtime: Runtime, records: Records, paths: Sequence[Path]
+) -> list[tuple[Path, Stamp, Row]]:
+    # Before the files are read: one that changes meanwhile is read again by the next run.
+    stamps = [file_stamp(path) for path in paths]
+    return list(zip(paths, stamps, _rows(runtime, records, paths), strict=True))
+
+
+def _rows(runtime: Runtime, records: Records, paths: Sequence[Path]) -> list[Row]:
+    """Return each file's cells; a batch with a file that cannot be answered is halved."""
+    asked = [records.get(path.name) for path in paths]
     try:
-        answer = runtime.classify(
-            [path.read_bytes()], record, extrapolate=runtime.catalogue is not None
+        answers = runtime.classify_each(
+            _Files(paths), asked, extrapolate=runtime.catalogue is not None
         )
-    except OSError as error:
-        return {"status": REFUSED, "error": f"cannot be read: {error.strerror}"}
-    except (InvalidImage, InvalidRecord, InferenceError) as error:
-        return {"status": REFUSED, "error": str(error)}
-    row = {
+    except (OSError, InvalidImage, InvalidRecord, InferenceError) as error:
+        if len(paths) == 1:
+            return [{"status": REFUSED, "error": _reason(error)}]
+        half = len(paths) // 2
+        return [*_rows(runtime, records, paths[:half]), *_rows(runtime, records, paths[half:])]
+    return [_row(answer) for answer in answers]
+
+
+class _Files(Sequence[bytes]):
+    """Files' contents, read when they are asked for and not kept."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> "_Files": ...
+    def __getitem__(self, at: int | slice) -> "bytes | _Files":
+        if isinstance(at, slice):
+            return _Files(self._paths[at])
+        return self._paths[at].read_bytes()
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _row(answer: Assessment) -> Row:
+    shares = answer.probabilities or {}
+    return {
         "status": answer.status,
         "label": answer.label,
+        "malignancy": answer.malignancy,
+        **{f"p_{label}": share for label, share in shares.items()},
         "reasons": " ".join(answer.quality.reasons),
     }
-    if answer.malignancy is not None:
-        row["malignancy"] = f"{answer.malignancy:.6f}"
-    if answer.probabilities is not None:
-        row |= {f"p_{label}": f"{p:.6f}" for label, p in answer.probabilities.items()}
-    return row
+
+
+def _write(out: Path, models: Models, journal: Journal, files: Sequence[Path]) -> int:
+    """Write the table and the list of refused files, and return how many there are."""
+    columns: Mapping[str, type] = {
+        **dict.fromkeys(("file", "status", "label"), str),
+        "malignancy": float,
+        **{f"p_{label}": float for label in models.labels},
+        **dict.fromkeys(("reasons", "error"), str),
+    }
+
+    def rows() -> Iterator[Row]:
+        return ({"file": str(path), **journal.row(path)} for path in files)
+
+    refused = write_refused(out, (row for row in rows() if row["status"] == REFUSED))
+    write_table(out, columns, rows())
+    return refused

@@ -15,7 +15,7 @@ from bundle.images import ImageLimits
 from index.catalogue import Catalogue, Exclusion, StoredLesion
 from index.filters import Filter, parse_filter
 from index.lesions import Receipt, RequestKey
-from service.assessment import assess
+from service.assessment import assess, assess_each
 from service.context import Candidate, answer_risk
 from service.embeddings import EmbeddingCache
 from service.errors import InvalidRequest, LedgerError
@@ -104,6 +104,31 @@ class Runtime:
         pictures = self._look(images)
         metadata = self._complete(pictures, given, extrapolate=extrapolate, exclude=exclude)
         return assess(self.models, pictures, metadata, site=self.prevalence)
+
+    def classify_each(
+        self,
+        images: Sequence[bytes],
+        records: Sequence[Mapping[str, Any] | None],
+        *,
+        extrapolate: bool = True,
+    ) -> list[Assessment]:
+        """Return the answers about N lesions of one image each, as `classify` gives each alone.
+
+        Args:
+            images: N files; taken one by one.
+            records: N, raw metadata or None.
+            extrapolate: whether neighbours may speak for missing fields.
+
+        Raises:
+            InvalidImage, InvalidRecord, InferenceError: one cannot be answered, so none is.
+        """
+        given = [self.models.schema.parse(record or {}) for record in records]
+        lesions = [pool([one], [0]) for one in look(self.models, images, self.limits, self.cache)]
+        metadata = [
+            self._complete(pictures, record, extrapolate=extrapolate, exclude=NOBODY)
+            for pictures, record in zip(lesions, given, strict=True)
+        ]
+        return assess_each(self.models, lesions, metadata, site=self.prevalence)
 
     def similar(
         self,

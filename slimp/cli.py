@@ -1,6 +1,7 @@
 """The command line: `slimp VERB ...`.
 
-Exit codes: 0 done, 1 failed with one clear line, 2 usage; 130 interrupted, as in any shell.
+Exit codes: 0 done, 1 failed with one clear line, 2 usage, 3 done but for files that are listed as
+refused; 130 interrupted, as in any shell.
 """
 
 import gc

@@ -1,17 +1,19 @@
-"""`slimp predict`: image files to a CSV of answers."""
+"""`slimp predict`: image files to a table of answers."""
 
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 SHOWN_NAMES = 5
+# Done, and some files are listed as refused.
+PASSED_OVER = 3
 
 
 def predict(
     bundle: Annotated[Path, Argument(help="the bundle that answers")],
     images: Annotated[list[Path], Argument(help="image files or folders of them")],
-    out: Annotated[Path, Option(help="the CSV file to write")],
+    out: Annotated[Path, Option(help="the table to write: .csv or .parquet")],
     metadata: Annotated[
         Path | None, Option(help="a CSV with a column `image` (file name) and one a field")
     ] = None,
@@ -19,8 +21,13 @@ def predict(
         Path | None, Option(help="reference lesions, for extrapolated metadata")
     ] = None,
 ) -> None:
-    """Classify image files, each as a lesion of its own; bad files are listed, not skipped."""
+    """Classify image files, each as a lesion of its own.
+
+    A run that was interrupted goes on where it was. Files that cannot be answered are passed over
+    and listed beside the table; the exit code is then 3.
+    """
     from service.bulk import predict_files
+    from service.bulk_table import refused_path
     from slimp.console import progress, say
 
     with progress() as report:
@@ -32,6 +39,8 @@ def predict(
             catalogue=catalogue,
             report=lambda done, total: report("predict", done, total),
         )
+    if summary.refused:
+        say(f"{refused_path(out)}: the files that were refused, and why")
     say(f"{out}: {summary.answered} answered, {summary.refused} refused (see `error`)")
     if summary.unused:
         say(
@@ -39,3 +48,5 @@ def predict(
             f"{', '.join(summary.unused[:SHOWN_NAMES])}"
             + (", ..." if len(summary.unused) > SHOWN_NAMES else "")
         )
+    if summary.refused:
+        raise Exit(PASSED_OVER)

@@ -3,11 +3,11 @@
 import csv
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from bundle.errors import (
@@ -20,7 +20,9 @@ from bundle.errors import (
     UnknownField,
 )
 from bundle.store import Bundle
-from service.bulk import BulkSummary, image_files, predict_files, read_records
+from service.bulk import BATCH_FILES, BulkSummary, image_files, predict_files
+from service.bulk_records import read_records
+from service.bulk_table import journal_path, refused_path
 from service.errors import InvalidRequest
 from service.models import load_models
 from service.runtime import Runtime
@@ -261,32 +263,183 @@ def test_a_bundle_or_catalogue_that_cannot_be_used_is_refused_at_once(desk: Desk
     assert not desk.out.exists()
 
 
-def test_the_table_appears_only_when_it_is_complete(desk: Desk) -> None:
-    seen: list[tuple[int, int, list[str]]] = []
-    beside = {desk.images.name}
+class Cut(BaseException):
+    """Ends a run at the first report."""
 
-    def crash(done: int, total: int) -> None:
-        new = [p.name for p in desk.folder.iterdir() if p.name not in beside]
-        seen.append((done, total, new))
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        desk.predict(report=crash)
-    assert seen == [(3, 3, ["answers.csv.partial"])]
-    assert list(desk.folder.iterdir()) == [desk.images]
+def cut_off(done: int, total: int) -> None:
+    raise Cut
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were read for an answer."""
+    names: list[str] = []
+    read = Path.read_bytes
+
+    def noting(path: Path) -> bytes:
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noting)
+    return names
+
+
+def test_an_interrupted_run_goes_on_and_does_no_finished_row_again(
+    desk: Desk, looked_at: list[str]
+) -> None:
+    for number in range(3 * BATCH_FILES):
+        desk.put(f"{number:03}.png", draw_image(RED, seed=number))
+    desk.put("000.png", b"broken")
+    first: list[int] = []
+
+    def stop_late(done: int, total: int) -> None:
+        first.append(done)
+        if len(first) == 2:
+            raise Cut
+
+    with pytest.raises(Cut):
+        desk.predict(report=stop_late)
+    assert not desk.out.exists()
+    looked_at.clear()
+    told: list[tuple[int, int]] = []
+    files = 3 * BATCH_FILES + 3
+    assert desk.predict(report=lambda *done: told.append(done)) == BulkSummary(files - 1, 1)
+    pictures = [name for name in looked_at if name.endswith("png")]
+    assert sorted(pictures) == sorted(p.name for p in image_files([desk.images])[2 * BATCH_FILES :])
+    assert told == [(3 * BATCH_FILES, files), (files, files)]
+    whole = desk.out.read_bytes()
+    desk.predict()
+    assert desk.out.read_bytes() == whole
+
+
+def test_a_row_that_was_cut_off_in_the_middle_is_made_again(desk: Desk) -> None:
+    desk.predict()
+    whole = desk.out.read_bytes()
+    with pytest.raises(Cut):
+        desk.predict(report=cut_off)
+    journal = journal_path(desk.out)
+    written = journal.read_bytes()
+    for end in (0, 5, len(written) // 2, len(written) - 1, len(written)):
+        journal.write_bytes(written[:end])
+        desk.predict()
+        assert desk.out.read_bytes() == whole
+        assert not journal.exists()
+
+
+def test_a_file_that_changed_or_came_since_is_answered_as_it_is_now(desk: Desk) -> None:
+    absent = desk.images / "later.png"
+    with pytest.raises(Cut):
+        desk.predict(images=[desk.images, absent], report=cut_off)
+    desk.put("red.png", draw_image(GREEN, size=80))
+    desk.put("later.png", draw_image(BLUE))
+    (desk.images / "green.png").unlink()
+    desk.predict(images=[desk.images, absent])
+    named = {Path(row["file"]).name: row["label"] for row in desk.rows()}
+    assert named == {"blue.png": "bcc", "later.png": "bcc", "red.png": "mel"}
+
+
+@pytest.mark.parametrize("change", ["bundle", "metadata", "catalogue"])
+def test_rows_of_another_run_are_refused(desk: Desk, bundle: Bundle, change: str) -> None:
+    with pytest.raises(Cut):
+        desk.predict(report=cut_off)
+    if change == "bundle":
+        other = write_bundle(desk.folder / "bundle", intended_use="other").path
+    elif change == "metadata":
+        other = desk.write_metadata("image,age\nred.png,40\n")
+    else:
+        other = desk.folder / "catalogue"
+        write_fake_catalogue(other, [], bundle_id=bundle.manifest.bundle_id).close()
+    with pytest.raises(InvalidRequest, match="another bundle, metadata or catalogue: remove it"):
+        desk.predict(**{change: other})
+    journal_path(desk.out).unlink()
+    assert desk.predict(**{change: other}).answered == 3
+
+
+def test_two_runs_do_not_write_one_table(desk: Desk) -> None:
+    def again(done: int, total: int) -> None:
+        desk.predict()
+
+    with pytest.raises(InvalidRequest, match="another process writes this table"):
+        desk.predict(report=again)
+    assert desk.predict().answered == 3
 
 
 def test_a_crash_leaves_the_older_table_and_success_takes_its_place(desk: Desk) -> None:
     desk.out.write_text("older")
-
-    def crash(done: int, total: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    with pytest.raises(OSError, match="No space left"):
-        desk.predict(report=crash)
+    with pytest.raises(Cut):
+        desk.predict(report=cut_off)
     assert desk.out.read_text() == "older"
     desk.predict()
     assert len(desk.rows()) == 3
+    assert sorted(desk.folder.iterdir()) == [desk.out, desk.images]
+
+
+def test_refused_files_are_listed_beside_the_table_as_long_as_there_are_any(desk: Desk) -> None:
+    desk.put("a.png", b"no picture")
+    desk.predict()
+    with refused_path(desk.out).open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert Path(row["file"]).name == "a.png"
+    assert row["error"] == desk.rows()[0]["error"]
+    desk.put("a.png", draw_image(RED))
+    desk.predict()
+    assert sorted(desk.folder.iterdir()) == [desk.out, desk.images]
+
+
+def test_a_batch_answers_as_its_files_do_alone_whatever_is_bad_in_it(
+    desk: Desk, runtime: Runtime
+) -> None:
+    for number in range(2 * BATCH_FILES):
+        colour = (RED, GREEN, BLUE)[number % 3]
+        desk.put(f"{number:03}.png", draw_image(colour, seed=number, grain=20))
+    for number in (3, 4, 20):
+        desk.put(f"{number:03}.png", b"broken")
+    desk.put("007.png", draw_image(RED, grain=0))
+    assert desk.predict().refused == 3
+    for row in desk.rows():
+        if row["status"] == "refused":
+            assert row["error"].startswith("image 0: ")
+            continue
+        alone = runtime.classify([Path(row["file"]).read_bytes()], extrapolate=False)
+        assert row["status"] == alone.status
+        assert row["label"] == (alone.label or "")
+        if alone.probabilities is not None:
+            assert shares(row) == pytest.approx(list(alone.probabilities.values()), abs=2e-6)
+
+
+def test_parquet_holds_the_same_rows_in_full_precision(desk: Desk, runtime: Runtime) -> None:
+    desk.put("a.png", b"no picture")
+    desk.put(os.fsdecode(b"caf\xe9.png"), draw_image(RED))
+    desk.predict()
+    out = desk.folder / "answers.parquet"
+    assert desk.predict(out=out) == BulkSummary(answered=4, refused=1)
+    rows = pq.read_table(out).to_pylist()
+    assert [list(row) for row in rows] == [COLUMNS] * 5
+    assert rows[0]["p_nv"] is None
+    for row, shown in zip(rows, desk.rows(), strict=True):
+        assert [row[c] or "" for c in ("file", "status", "label")] == [
+            shown[c] for c in ("file", "status", "label")
+        ]
+    answer = runtime.classify([draw_image(RED)], extrapolate=False)
+    assert answer.probabilities is not None
+    assert rows[4]["p_mel"] == pytest.approx(answer.probabilities["mel"], abs=1e-7)
+    assert rows[4]["malignancy"] == pytest.approx(answer.malignancy, abs=1e-7)
+
+
+def test_many_row_groups_lose_no_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.bulk_table.GROUP_ROWS", 2)
+    out = desk.folder / "answers.parquet"
+    desk.predict(out=out)
+    assert pq.ParquetFile(out).metadata.num_row_groups == 2
+    assert len(pq.read_table(out)) == 3
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.xlsx", "answers.CSV.gz"])
+def test_another_kind_of_table_is_refused(desk: Desk, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"ends in \.csv or \.parquet"):
+        desk.predict(out=desk.folder / name)
+    assert list(desk.folder.iterdir()) == [desk.images]
 
 
 def test_the_tables_folder_is_made(desk: Desk) -> None:
@@ -307,7 +460,7 @@ def test_a_file_that_is_read_is_not_written_over(desk: Desk) -> None:
     for out in (metadata, picture, desk.images / ".." / "metadata.csv"):
         with pytest.raises(InvalidRequest, match="is one of the files that are read"):
             desk.predict(metadata=metadata, out=out)
-    with pytest.raises(InvalidRequest, match="is a folder: name the CSV file"):
+    with pytest.raises(InvalidRequest, match="is a folder: name the table"):
         desk.predict(out=desk.images)
     assert metadata.read_text() == "image,age\nred.png,40\n"
     assert picture.read_bytes() == draw_image(RED)
@@ -320,15 +473,8 @@ def test_a_name_that_is_no_text_is_answered_too(desk: Desk) -> None:
     assert desk.rows()[1]["file"].endswith(r"caf\udce9.png")
 
 
-def test_progress_is_told_every_ten_files_and_at_the_end(desk: Desk) -> None:
-    absent = [desk.folder / f"{n}.png" for n in range(22)]
+def test_progress_is_told_after_each_batch(desk: Desk) -> None:
+    absent = [desk.folder / f"{n}.png" for n in range(BATCH_FILES + 6)]
     told: list[tuple[int, int]] = []
     desk.predict(images=absent, report=lambda *done: told.append(done))
-    assert told == [(10, 22), (20, 22), (22, 22)]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(desk: Desk) -> Iterator[None]:
-    """No test leaves half a table."""
-    yield
-    assert list(desk.folder.rglob("*.partial")) == []
+    assert told == [(BATCH_FILES, BATCH_FILES + 6), (BATCH_FILES + 6, BATCH_FILES + 6)]

@@ -218,10 +218,13 @@ def test_predict_reads_metadata_and_catalogue_and_tells_what_it_left_out(
         file.write("green.png,20\n")
 
     ended = slimp("predict", "bundle", "images", "--out", "plain.csv")
+    assert ended.code == 3
+    assert "plain.refused.csv: the files that were refused, and why\n" in ended.out
     assert ended.last_line == "plain.csv: 2 answered, 1 refused (see `error`)"
+    assert [row["file"] for row in read_rows(tmp_path / "plain.refused.csv")] == ["images/bad.png"]
     given = ("--metadata", "m.csv", "--catalogue", "known")
     ended = slimp("predict", "bundle", "images", *given, "--out", "told.csv")
-    assert ended.code == 0
+    assert ended.code == 3
     assert ended.last_line == (
         "m.csv: 7 lines are about no image among these: 0.png, 1.png, 2.png, 3.png, 4.png, ..."
     )
@@ -230,6 +233,15 @@ def test_predict_reads_metadata_and_catalogue_and_tells_what_it_left_out(
     # Green's own age of 20 lowers melanoma; red's like are 90 years old, which raises it.
     assert float(told[1]["p_mel"]) < float(plain[1]["p_mel"])
     assert float(told[2]["p_mel"]) > float(plain[2]["p_mel"])
+
+
+def test_predict_ends_well_where_every_file_is_answered(slimp: Slimp, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle")
+    (tmp_path / "red.png").write_bytes(draw_image(RED))
+    assert slimp("predict", "bundle", "red.png", "--out", "plain.csv").code == 0
+    assert slimp("predict", "bundle", "red.png", "--out", "plain.parquet").code == 0
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"bundle", "red.png", "plain.csv", "plain.parquet"}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
