@@ -1,11 +1,14 @@
-"""A prepared cohort to a catalogue, in chunks, so that memory is flat."""
+"""A prepared cohort to a catalogue, in chunks, so that memory is flat.
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+Each core decodes and embeds a chunk of its own while earlier ones are written.
+"""
+
+import csv
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bundle.encoder import Encoders
 from bundle.errors import CatalogueError, InvalidImage
@@ -15,7 +18,6 @@ from bundle.store import Bundle, staged_folder
 from cohort.cohort import Cohort
 from index.catalogue import Catalogue
 from index.cohort_lesions import (
-    CohortImage,
     CohortLesion,
     Disagreement,
     RejectedValue,
@@ -25,10 +27,11 @@ from index.cohort_lesions import (
     first_of,
 )
 from index.lesions import CatalogueLesion, FloatArray
+from index.pipeline import in_order, usable_cores
 from index.thumbnails import make_thumbnail
 
-# Batches of images whose lesions are added in one transaction.
-CHUNK_BATCHES = 4
+# Lesions added in one transaction, at least, but for the last.
+TRANSACTION_LESIONS = 256
 
 Progress = Callable[[int, int], None]
 
@@ -72,19 +75,20 @@ def build_catalogue(
     out: Path,
     *,
     splits: Collection[str] = ("train",),
-    batch_size: int = 32,
+    batch_size: int = 16,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write a catalogue of the cohort's lesions; it appears under its name only when complete.
 
     Args:
         bundle: names the encoder and gives the fields and the image input.
-        encoders: the bundle's graphs.
+        encoders: the bundle's graphs; one thread within an inference is best, as several run at
+            once.
         cohort: its fields are matched with the bundle's by name; others are left out and reported.
         out: a folder that does not exist yet or is empty.
         splits: which lesions; an evaluation is honest only while its own split stays out.
         batch_size: images embedded at once, 1 or more.
-        progress: called with the images done and the images in all, after each batch.
+        progress: called with the images done and the images in all, after each chunk.
 
     Returns:
         what was added, and all that was not, with the reason.
@@ -121,6 +125,22 @@ def build_catalogue(
     return report
 
 
+def write_unreadable(out: Path, report: BuildReport) -> Path | None:
+    """List the images that could not be decoded beside a catalogue; return where, None if none is.
+
+    The list of an older catalogue of this name goes.
+    """
+    path = out.with_name(f"{out.name}.refused.csv")
+    path.unlink(missing_ok=True)
+    if not report.unreadable:
+        return None
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image_id", "lesion_id", "error"])
+        writer.writerows([u.image_id, u.lesion_id, u.reason] for u in report.unreadable)
+    return path
+
+
 def add_cohort(
     catalogue: Catalogue,
     bundle: Bundle,
@@ -128,7 +148,7 @@ def add_cohort(
     cohort: Cohort,
     *,
     splits: Collection[str] = ("train",),
-    batch_size: int = 32,
+    batch_size: int = 16,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Add a cohort's lesions to an open catalogue; arguments as for `build_catalogue`.
@@ -143,15 +163,28 @@ def add_cohort(
     if batch_size < 1:
         raise CatalogueError(f"batch_size: expected 1 or more, got {batch_size}")
     lesions = cohort_lesions(cohort, splits)
-    builder = _Builder(bundle, encoders, cohort, batch_size, progress or _report_nothing)
-    builder.total = sum(len(lesion.images) for lesion in lesions)
-    for chunk in chunks(lesions, batch_size * CHUNK_BATCHES):
-        catalogue.add(builder.lesions(chunk))
-    return builder.report
+    builder = _Builder(bundle, encoders, cohort, batch_size)
+    total = sum(len(lesion.images) for lesion in lesions)
+    report, made = builder.report, list[CatalogueLesion]()
+    read = map(builder.read, chunks(lesions, batch_size))
+    for looked in in_order(builder.look, read, threads=usable_cores()):
+        made += builder.lesions(looked)
+        if len(made) >= TRANSACTION_LESIONS:
+            catalogue.add(made)
+            made = []
+        if progress is not None:
+            progress(report.images + len(report.unreadable), total)
+    catalogue.add(made)
+    return report
 
 
-def _report_nothing(done: int, total: int) -> None:
-    """Stand in for a progress callback."""
+@dataclass(frozen=True)
+class _Decoded:
+    """What stays of an image once it is decoded; `pixels` are (3, H, W) float32."""
+
+    pixels: FloatArray
+    content: str
+    thumbnail: bytes
 
 
 @dataclass(frozen=True)
@@ -159,74 +192,90 @@ class _Picture:
     """What stays of an image once it is embedded; `embedding` is (D,) float32."""
 
     embedding: FloatArray
-    content_hash: str
+    content: str
     thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some lesions with the files of their images, by row of the cohort."""
+
+    lesions: Sequence[CohortLesion]
+    files: dict[int, bytes]
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A chunk's lesions with their pictures by row; why, where there is none."""
+
+    lesions: Sequence[CohortLesion]
+    pictures: dict[int, _Picture]
+    refused: dict[int, str]
 
 
 class _Builder:
     """Turns a cohort's lesions into catalogue lesions, and keeps the books."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        encoders: Encoders,
-        cohort: Cohort,
-        batch_size: int,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, bundle: Bundle, encoders: Encoders, cohort: Cohort, batch_size: int) -> None:
         self._schema = bundle.manifest.record_schema
         self._image_input = bundle.manifest.image_input
         self._encoders = encoders
         self._cohort = cohort
         self._batch_size = batch_size
-        self._progress = progress
-        self.total = 0
         known = self._schema.names
         self.report = BuildReport(
             fields_left_out=tuple(name for name in cohort.schema.names if name not in known)
         )
 
-    def lesions(self, chunk: Sequence[CohortLesion]) -> list[CatalogueLesion]:
-        """Return those of the lesions that have an image which can be decoded."""
-        images = [(lesion.lesion_id, image) for lesion in chunk for image in lesion.images]
-        pictures = dict(self._pictures(images))
+    def read(self, lesions: Sequence[CohortLesion]) -> _Chunk:
+        """Return the lesions with their files, which one thread reads: row groups are kept once."""
+        rows = [image.row for lesion in lesions for image in lesion.images]
+        return _Chunk(lesions, dict(zip(rows, self._cohort.images(rows), strict=True)))
+
+    def look(self, chunk: _Chunk) -> _Looked:
+        """Decode and embed a chunk; called on several threads."""
+        decoded: dict[int, _Decoded] = {}
+        refused: dict[int, str] = {}
+        for row, data in chunk.files.items():
+            try:
+                decoded[row] = self._decode(data)
+            except InvalidImage as error:
+                refused[row] = str(error)
+        rows = list(decoded)
+        pictures: dict[int, _Picture] = {}
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            pixels = np.stack([decoded[row].pixels for row in batch])
+            for row, embedding in zip(batch, self._encoders.embed_images(pixels), strict=True):
+                pictures[row] = _Picture(embedding, decoded[row].content, decoded[row].thumbnail)
+        return _Looked(chunk.lesions, pictures, refused)
+
+    def _decode(self, data: bytes) -> _Decoded:
+        # One picture at a time, a thread, is in memory at full size.
+        image = decode_image(data)
+        pixels = prepare_image(image, self._image_input)
+        return _Decoded(pixels, content_hash(image), make_thumbnail(image))
+
+    def lesions(self, looked: _Looked) -> list[CatalogueLesion]:
+        """Return those of a chunk's lesions that have an image which can be decoded."""
+        images = [(lesion.lesion_id, image) for lesion in looked.lesions for image in lesion.images]
         rows = [image.row for _, image in images]
+        self.report.images += len(looked.pictures)
+        self.report.unreadable += [
+            UnreadableImage(image.image_id, lesion_id, looked.refused[image.row])
+            for lesion_id, image in images
+            if image.row in looked.refused
+        ]
         records = dict(zip(rows, self._cohort.records(rows), strict=True))
         made = []
-        for lesion in chunk:
-            seen = [pictures[i.row] for i in lesion.images if i.row in pictures]
+        for lesion in looked.lesions:
+            seen = [looked.pictures[i.row] for i in lesion.images if i.row in looked.pictures]
             if seen:
                 made.append(self._lesion(lesion, seen, records))
             else:
                 self.report.lesions_without_image.append(lesion.lesion_id)
         self.report.lesions += len(made)
         return made
-
-    def _pictures(
-        self, images: Sequence[tuple[str, CohortImage]]
-    ) -> Iterator[tuple[int, _Picture]]:
-        """Yield the row and what is kept of each image that can be decoded, batch by batch."""
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            decoded = list(self._decoded(batch))
-            self.report.images += len(decoded)
-            if decoded:
-                pixels = np.stack([prepare_image(i, self._image_input) for _, i in decoded])
-                embeddings = self._encoders.embed_images(pixels)
-                for (row, image), embedding in zip(decoded, embeddings, strict=True):
-                    yield row, _Picture(embedding, content_hash(image), make_thumbnail(image))
-            self._progress(self.report.images + len(self.report.unreadable), self.total)
-
-    def _decoded(
-        self, batch: Sequence[tuple[str, CohortImage]]
-    ) -> Iterator[tuple[int, Image.Image]]:
-        files = self._cohort.images([image.row for _, image in batch])
-        for (lesion_id, image), data in zip(batch, files, strict=True):
-            try:
-                yield image.row, decode_image(data)
-            except InvalidImage as error:
-                unreadable = UnreadableImage(image.image_id, lesion_id, str(error))
-                self.report.unreadable.append(unreadable)
 
     def _lesion(
         self, lesion: CohortLesion, pictures: Sequence[_Picture], records: dict[int, Record]
@@ -253,6 +302,6 @@ class _Builder:
             malignant=None if malignant is None else bool(malignant),
             source=self._cohort.info.name,
             embedding=np.mean([picture.embedding for picture in pictures], axis=0),
-            content_hashes=tuple(picture.content_hash for picture in pictures),
+            content_hashes=tuple(picture.content for picture in pictures),
             thumbnail=pictures[0].thumbnail,
         )

@@ -51,7 +51,7 @@ def demo(out: Annotated[Path, Option(help="the folder to write")]) -> None:
         bundle = open_bundle(out / "bundle")
         build_catalogue(
             bundle,
-            OnnxEncoders(bundle),
+            OnnxEncoders(bundle, threads=1),
             cohort,
             out / "catalogue",
             progress=lambda done, total: report("index", done, total),

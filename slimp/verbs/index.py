@@ -16,19 +16,21 @@ def index(
     from bundle.encoder import OnnxEncoders
     from bundle.store import open_bundle
     from cohort.cohort import Cohort
-    from index.build import build_catalogue
+    from index.build import build_catalogue, write_unreadable
     from slimp.console import progress, say
 
     opened = open_bundle(bundle)
     with progress() as report:
         built = build_catalogue(
             opened,
-            OnnxEncoders(opened),
+            OnnxEncoders(opened, threads=1),
             Cohort.open(cohort),
             out,
             splits=tuple(split or ["train"]),
             progress=lambda done, total: report("index", done, total),
         )
+    if (listed := write_unreadable(out, built)) is not None:
+        say(f"{listed}: the images that cannot be read, and why")
     say(
         f"{out}: {built.lesions} lesions, {built.images} images; "
         f"{len(built.unreadable)} unreadable, {len(built.rejected_values)} values left out"

@@ -22,6 +22,7 @@ from index.build import (
     UnreadableImage,
     add_cohort,
     build_catalogue,
+    write_unreadable,
 )
 from index.catalogue import Catalogue
 from index.cohort_lesions import Disagreement, RejectedValue, chunks, cohort_lesions
@@ -134,6 +135,37 @@ def test_every_lesion_of_the_split_is_found_by_its_colour(
             assert hit.score == pytest.approx(1.0, abs=1e-4)
     files = {file.name for file in (tmp_path / "catalogue").iterdir()}
     assert files == {"catalogue.sqlite", "vectors.faiss", "vectors.json"}
+
+
+def test_a_catalogue_is_the_same_whatever_is_done_at_once(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(n, (RED, GREEN, BLUE)[n % 3], lesion=f"l-{n // 2:02}") for n in range(31)]
+    rows[7] = row(7, lesion="l-03", image=truncated())
+    rows[30] = row(30, lesion="l-15", image=truncated())
+    cohort = make_cohort(rows)
+    stored = []
+    for number, (batch, transaction) in enumerate([(1, 1), (3, 5), (100, 100)]):
+        monkeypatch.setattr("index.build.TRANSACTION_LESIONS", transaction)
+        path = tmp_path / f"c-{number}"
+        report = build_catalogue(
+            bundle, FakeEncoders(), cohort, path, splits=SPLITS, batch_size=batch
+        )
+        assert (report.lesions, report.images, len(report.unreadable)) == (15, 29, 2)
+        assert report.lesions_without_image == ["l-15"]
+        with opened(path, bundle) as catalogue:
+            page, _ = catalogue.lesions_after(0, 99)
+            stored.append([(s.lesion_id, s.content_hashes, s.embedding.tolist()) for s in page])
+    assert stored[0] == stored[1] == stored[2]
+
+
+def test_images_that_cannot_be_read_are_listed_beside_the_catalogue(tmp_path: Path) -> None:
+    report = BuildReport(unreadable=[UnreadableImage("image-1", "a, b", "truncated")])
+    listed = write_unreadable(tmp_path / "catalogue", report)
+    assert listed == tmp_path / "catalogue.refused.csv"
+    assert listed.read_text() == 'image_id,lesion_id,error\nimage-1,"a, b",truncated\n'
+    assert write_unreadable(tmp_path / "catalogue", BuildReport()) is None
+    assert not listed.exists()
 
 
 def test_the_images_of_a_lesion_are_pooled_by_their_mean(
