@@ -13,8 +13,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from bundle.cpus import available_cpus
 from bundle.errors import BundleError, CorruptBundle, InferenceError
 from bundle.fields import Level
+from bundle.openvino_session import OpenVinoSession
 from bundle.records import EncodedRecords
 from bundle.store import Bundle
 
@@ -43,6 +45,7 @@ GRAPHS = {
         "patient_present",
     ),
 }
+IMAGE_ENCODER = "image_encoder"
 RECORD_GRAPHS: dict[Level, str] = {"lesion": "metadata_encoder", "patient": "patient_encoder"}
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -118,18 +121,26 @@ class OnnxEncoders:
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 0, providers: tuple[str, ...] | None = None
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        providers: tuple[str, ...] | None = None,
+        variant: str | None = None,
     ) -> None:
         """Load the graphs.
 
         Args:
             bundle: the verified bundle; graphs are read through it, so that what runs was checked.
-            threads: threads within one inference; 0 takes all cores.
+            threads: threads within one inference; 0 takes all processors that are this process's.
             providers: ONNX Runtime execution providers, best first; None takes CUDA where the
                 installed build has it, and the CPU.
+            variant: precision of the image encoder; None takes the one that the manifest chose.
 
         Raises:
-            BundleError: both the CPU and the GPU build of ONNX Runtime are installed.
+            BundleError: both the CPU and the GPU build of ONNX Runtime are installed, or this
+                machine cannot run the variant.
+            InvalidSettings: the bundle has no such variant.
             CorruptBundle: a graph cannot be loaded, has other inputs than the contract's, or is
                 missing though the schema has fields for it.
         """
@@ -137,12 +148,19 @@ class OnnxEncoders:
         self.manifest = bundle.manifest
         available = ort.get_available_providers()
         chosen = providers or tuple(name for name in PROVIDERS if name in available)
+        self.variant = bundle.manifest.find_variant(variant)
+        threads = threads or available_cpus()
         options = _session_options(threads)
         self._sessions = {
             name: _load_graph(bundle, name, options, chosen)
             for name in GRAPHS
-            if bundle.has(f"{name}.onnx")
+            if bundle.has(f"{name}.onnx") and name != IMAGE_ENCODER
         }
+        self._sessions[IMAGE_ENCODER] = (
+            OpenVinoSession(IMAGE_ENCODER, bundle.read(self.variant.file), threads=threads)
+            if self.variant.runtime == "openvino"
+            else _load_graph(bundle, IMAGE_ENCODER, options, chosen, self.variant.file)
+        )
         for level, graph in RECORD_GRAPHS.items():
             if bundle.manifest.record_schema.at(level) and graph not in self._sessions:
                 raise CorruptBundle(f"{graph}.onnx: the schema has {level} fields, the file is not")
@@ -158,7 +176,7 @@ class OnnxEncoders:
     @property
     def graphs(self) -> tuple[str, ...]:
         """Return the names of the loaded graphs, in the order of `GRAPHS`."""
-        return tuple(self._sessions)
+        return tuple(name for name in GRAPHS if name in self._sessions)
 
     def run(self, graph: str, inputs: dict[str, npt.NDArray[Any]]) -> FloatArray:
         """Return a graph's one output as float32 of the graph's shape, (N, D) for an encoder.
@@ -180,7 +198,7 @@ class OnnxEncoders:
 
     def embed_images(self, pixels: FloatArray) -> FloatArray:
         """Return (N, D) float32 features of (N, 3, H, W) float32 prepared images."""
-        return self.run("image_encoder", {"pixels": pixels})
+        return self.run(IMAGE_ENCODER, {"pixels": pixels})
 
     def embed_records(self, records: EncodedRecords, level: Level) -> FloatArray:
         """Return (N, D) float32; zeros where the bundle has no fields of this level."""
@@ -262,18 +280,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_graph(
-    bundle: Bundle, name: str, options: ort.SessionOptions, providers: tuple[str, ...]
+    bundle: Bundle,
+    name: str,
+    options: ort.SessionOptions,
+    providers: tuple[str, ...],
+    file: str | None = None,
 ) -> ort.InferenceSession:
-    data = bundle.read(f"{name}.onnx")
+    file = file or f"{name}.onnx"
+    data = bundle.read(file)
     try:
         session = ort.InferenceSession(data, options, providers=list(providers))
     except ORT_ERRORS as error:
-        raise CorruptBundle(f"{name}.onnx cannot be loaded: {_first_line(error)}") from None
+        raise CorruptBundle(f"{file} cannot be loaded: {_first_line(error)}") from None
     inputs = tuple(item.name for item in session.get_inputs())
     if set(inputs) != set(GRAPHS[name]) or len(session.get_outputs()) != 1:
-        raise CorruptBundle(
-            f"{name}.onnx: expected inputs {GRAPHS[name]} and one output, got {inputs}"
-        )
+        raise CorruptBundle(f"{file}: expected inputs {GRAPHS[name]} and one output, got {inputs}")
     return session
 
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bundle.errors import CorruptBundle, UnsupportedVersion
+from bundle.errors import CorruptBundle, InvalidSettings, UnsupportedVersion
 from bundle.fields import FieldSchema
 from bundle.images import ImageInput
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+BASE_VARIANT = "fp32"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 RESEARCH_USE = (
@@ -35,6 +36,68 @@ class ParityCase(Frozen):
     graph: str
     max_abs_difference: float
     tolerance: float
+
+
+class AccuracyCost(Frozen):
+    """What a variant costs on one split of held-out images, judged by the picture alone.
+
+    Attributes:
+        recalls: by label, of the decision that balanced accuracy rewards.
+        images: by label.
+    """
+
+    split: str
+    macro_auroc: float
+    macro_auroc_fp32: float
+    recalls: dict[str, float]
+    recalls_fp32: dict[str, float]
+    images: dict[str, int]
+
+
+class Agreement(Frozen):
+    """How far a variant's embeddings of held-out images are fp32's.
+
+    Attributes:
+        cosine_lowest: the least cosine of any image's two embeddings.
+        neighbours_shared: mean share of an image's 10 nearest others that both name.
+    """
+
+    images: int
+    cosine_lowest: float
+    cosine_mean: float
+    neighbours_shared: float
+
+
+class Speed(Frozen):
+    """Images a second of the image encoder alone."""
+
+    batch: int = Field(gt=0)
+    images_per_second: float = Field(gt=0)
+
+
+class Variant(Frozen):
+    """The image encoder at one precision, and what was measured of it.
+
+    Attributes:
+        file: its graph; OpenVINO makes its own precision of the fp32 graph.
+        tolerance: how far its golden answer may be off, relative to the largest magnitude.
+        parity: differences from torch, which computes in fp32.
+        machine: what the speeds were measured on.
+    """
+
+    name: str
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    file: str = "image_encoder.onnx"
+    tolerance: float = Field(gt=0)
+    parity: tuple[ParityCase, ...] = ()
+    agreement: Agreement | None = None
+    costs: tuple[AccuracyCost, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    machine: str = ""
+
+
+# float32 kernels of different processors sum in different orders.
+BASE_TOLERANCE = 2e-3
 
 
 class DataSource(Frozen):
@@ -67,7 +130,8 @@ class Manifest(Frozen):
     # record input
     record_schema: FieldSchema
     # output
-    variant: str = "fp32"
+    variant: str = BASE_VARIANT
+    variants: tuple[Variant, ...] = ()
     embedding_dim: int = Field(gt=0)
     labels: tuple[str, ...]
     malignant_labels: tuple[str, ...]
@@ -91,7 +155,28 @@ class Manifest(Frozen):
         for field in self.record_schema.fields:
             if field.kind == "numeric" and field.mean is None:
                 raise ValueError(f"record_schema: {field.name} has no fitted mean and std")
+        if self.variant not in self._variants:
+            raise ValueError(f"variant: {self.variant!r} is not among the variants")
         return self
+
+    @property
+    def _variants(self) -> dict[str, Variant]:
+        base = Variant(name=BASE_VARIANT, tolerance=BASE_TOLERANCE)
+        return {variant.name: variant for variant in (base, *self.variants)}
+
+    def find_variant(self, name: str | None = None) -> Variant:
+        """Return a variant by its name; None names the one that was chosen.
+
+        Raises:
+            InvalidSettings: the bundle has no such variant.
+        """
+        found = self._variants.get(name or self.variant)
+        if found is None:
+            raise InvalidSettings(
+                f"variant: expected one of {', '.join(self._variants)}, which this bundle has, got "
+                f"{name!r}"
+            )
+        return found
 
 
 def identify(content: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def climb(
             message names it.
     """
     cases = [
-        *(case for graph in graphs for case in _graph_cases(graph, onnx_encoders)),
+        *(case for graph in graphs for case in graph_cases(graph, onnx_encoders)),
         _bytes_case(torch_encoders, onnx_encoders, spec),
         _neighbours_case(torch_encoders, onnx_encoders, spec),
     ]
@@ -53,12 +53,19 @@ def climb(
     return tuple(cases)
 
 
-def _graph_cases(graph: Graph, onnx_encoders: OnnxEncoders) -> Iterator[ParityCase]:
+def graph_cases(
+    graph: Graph, onnx_encoders: OnnxEncoders, tolerance: float = TOLERANCE
+) -> Iterator[ParityCase]:
+    """Yield the graph's difference from torch on every rung, whatever it is.
+
+    Raises:
+        ParityError: the answers cannot be compared at all.
+    """
     for name, inputs in _rungs(graph):
         named = {k: v.numpy() for k, v in zip(GRAPHS[graph.name], inputs, strict=True)}
         with _naming(graph.name, name):
             gap = difference(onnx_encoders.run(graph.name, named), _run_torch(graph, inputs))
-        yield ParityCase(case=name, graph=graph.name, max_abs_difference=gap, tolerance=TOLERANCE)
+        yield ParityCase(case=name, graph=graph.name, max_abs_difference=gap, tolerance=tolerance)
 
 
 @contextmanager

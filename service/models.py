@@ -12,7 +12,7 @@ from bundle.encoder import Encoders, OnnxEncoders
 from bundle.errors import CorruptBundle, InferenceError, InvalidSettings
 from bundle.fields import Field, FieldSchema, Level, Record
 from bundle.golden import check_golden
-from bundle.manifest import Manifest
+from bundle.manifest import BASE_VARIANT, Manifest
 from bundle.novelty import NoveltyModel
 from bundle.records import encode_records
 from bundle.store import open_bundle
@@ -29,12 +29,14 @@ class Models:
         calibration: its fitted numbers.
         encoders: its graphs, or a fake in tests.
         novelty: what training lesions look like; None in a bundle without `novelty.npz`.
+        variant: precision of the image encoder.
     """
 
     manifest: Manifest
     calibration: Calibration
     encoders: Encoders
     novelty: NoveltyModel | None
+    variant: str = BASE_VARIANT
 
     def __post_init__(self) -> None:
         """Refuse a calibration that could not answer every request.
@@ -78,25 +80,29 @@ class Models:
             )
 
 
-def load_models(path: Path, *, threads: int) -> Models:
+def load_models(path: Path, *, threads: int, variant: str | None = None) -> Models:
     """Return the bundle's models once its hashes and golden vectors hold.
 
     Running the golden vectors is the warm-up: every graph has answered once.
 
     Args:
         path: the bundle folder.
-        threads: threads within one inference; 0 takes all cores.
+        threads: threads within one inference; 0 takes all processors that are this process's.
+        variant: precision of the image encoder; None takes the one that the bundle chose.
 
     Raises:
+        InvalidSettings: the bundle has no such variant.
         BundleError: the bundle is corrupt, too new, or answers differently on this machine.
     """
     bundle = open_bundle(path)
-    encoders = OnnxEncoders(bundle, threads=threads)
+    encoders = OnnxEncoders(bundle, threads=threads, variant=variant)
     check_golden(bundle, encoders)
     novelty = (
         NoveltyModel.from_bytes(bundle.read(NOVELTY_FILE)) if bundle.has(NOVELTY_FILE) else None
     )
-    return Models(bundle.manifest, bundle.calibration, encoders, novelty)
+    return Models(
+        bundle.manifest, bundle.calibration, encoders, novelty, variant=encoders.variant.name
+    )
 
 
 def finite(numbers: FloatArray, what: str) -> FloatArray:

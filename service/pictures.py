@@ -106,7 +106,7 @@ class _Memory:
 
     def __init__(self, models: Models, cache: EmbeddingCache | None) -> None:
         self._cache = cache
-        self._model = Model(models.manifest.bundle_id, models.manifest.variant)
+        self._model = Model(models.manifest.bundle_id, models.variant)
         self._era = 0 if cache is None else cache.era
 
     def by_file(self, data: bytes) -> tuple[str, Seen | None]:

@@ -247,7 +247,7 @@ class Runtime:
             status=_status(pictures),
             quality=pictures.quality,
             embedding=tuple(float(x) for x in pictures.embedding),
-            variant=self.models.manifest.variant,
+            variant=self.models.variant,
             warnings=pictures.warnings,
         )
 
@@ -344,11 +344,13 @@ def load_runtime(settings: Settings) -> Runtime:
         raise InvalidSettings("SLIMP_BUNDLE: expected a bundle folder, it is not set")
     if settings.catalogue is None:
         raise InvalidSettings("SLIMP_CATALOGUE: expected a catalogue folder, it is not set")
-    models = load_models(settings.bundle, threads=settings.threads)
+    models = load_models(
+        settings.bundle, threads=settings.threads, variant=settings.variant
+    )
     catalogue = Catalogue.open(
         settings.catalogue,
         bundle_id=models.manifest.bundle_id,
-        variant=models.manifest.variant,
+        variant=models.variant,
     )
     cached_mib = settings.embedding_cache_mib
     erasures = Erasures(settings.ledger_folder)

@@ -112,8 +112,18 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
     )
+    variant: str | None = setting(
+        None,
+        "precision of the image encoder, one of the bundle's; the catalogue must be of the same. "
+        "Unset: the one that the bundle chose when it was exported",
+    )
     threads: int = setting(
-        0, "threads within one inference; 0 takes all cores", unit="threads", ge=0, le=256
+        0,
+        "threads within one inference; 0 takes the processors that this process may use, which a "
+        "container's quota bounds",
+        unit="threads",
+        ge=0,
+        le=256,
     )
     embedding_cache_mib: int = setting(
         16,

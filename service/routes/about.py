@@ -51,7 +51,7 @@ def _describe_bundle(runtime: Runtime) -> dict[str, Any]:
         "objective": manifest.objective,
         "created_at": manifest.created_at,
         "software_version": manifest.software_version,
-        "variant": manifest.variant,
+        "variant": models.variant,
         "embedding_dim": manifest.embedding_dim,
         "has_context": models.encoders.has_context,
         "has_novelty_check": models.novelty is not None,

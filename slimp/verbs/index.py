@@ -10,6 +10,9 @@ def index(
     bundle: Annotated[Path, Argument(help="the bundle that embeds")],
     cohort: Annotated[Path, Argument(help="a prepared cohort")],
     out: Annotated[Path, Option(help="the catalogue folder to write")],
+    variant: Annotated[
+        str | None, Option(help="precision of the image encoder; else the bundle's choice")
+    ] = None,
     split: Annotated[list[str] | None, Option(help="splits that go in; repeat for several")] = None,
 ) -> None:
     """Embed a cohort's lesions into a catalogue (by default those of its train split)."""
@@ -23,7 +26,7 @@ def index(
     with progress() as report:
         built = build_catalogue(
             opened,
-            OnnxEncoders(opened, threads=1),
+            OnnxEncoders(opened, threads=1, variant=variant),
             Cohort.open(cohort),
             out,
             splits=tuple(split or ["train"]),

@@ -1,0 +1,341 @@
+"""The precision ladder: the image encoder at lower precisions, what each costs and what it saves.
+
+Each rung is compared with torch, with fp32 on held-out images, and with fp32's speed, all on the
+machine that exports. A rung is chosen for its speed only where its cost on the cal split, which
+taught neither encoders nor heads, is within the limits; the test split's cost stands beside it and
+chooses nothing.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from bundle.calibration import Calibration
+from bundle.cpus import available_cpus
+from bundle.encoder import OnnxEncoders, unit_norm
+from bundle.errors import BundleError, InferenceError, ParityError, SeenGroups
+from bundle.golden import TOLERANCE
+from bundle.manifest import (
+    BASE_VARIANT,
+    AccuracyCost,
+    Agreement,
+    ParityCase,
+    Speed,
+    Variant,
+)
+from bundle.store import Bundle
+from cohort.cohort import Cohort
+from export.graphs import Graph
+from export.parity import NEIGHBOURS, graph_cases
+from training.data import Rows, Squares, load_rows
+from training.features import classify_rows, embed_rows, record_features
+from training.metrics import balanced_decision
+from training.progress import StageReport
+from training.resampling import auroc_of
+from training.run import RunInfo
+
+FloatArray = npt.NDArray[np.float32]
+
+# The bare rungs; OpenVINO makes bfloat16 of the fp32 graph itself.
+RUNGS = (
+    Variant(name="int8", file="image_encoder.int8.onnx", tolerance=1.0),
+    Variant(name="bf16", runtime="openvino", tolerance=1.0),
+)
+CHOOSING, REPORTED = "cal", ("cal", "test")
+MAX_AUROC_LOSS = 0.003
+MAX_RECALL_LOSS = 0.02
+# A smaller class's recall moves by more than the limit with two or three pictures.
+MIN_IMAGES = 100
+# Below this an embedding's neighbours are others.
+MIN_COSINE = 0.9
+LEAST_GAIN = {1: 1.2, 8: 1.6}
+ROUNDS = 7
+# Another processor's kernels sum in another order, at low precision more visibly.
+HEADROOM = 3.0
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What was measured.
+
+    Attributes:
+        variants: fp32 first.
+        chosen: the name of the one to serve.
+        left_out: rung to the reason why it is not in the bundle.
+    """
+
+    variants: tuple[Variant, ...]
+    chosen: str
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labelled images that taught no encoder and no head."""
+
+    info: RunInfo
+    cohort: Cohort
+    rows: Rows
+    squares: Squares
+
+
+def held_out(info: RunInfo, cohort: Cohort, squares: Callable[[Rows], Squares]) -> HeldOut:
+    """Return the cohort's labelled images of the cal and test splits.
+
+    Raises:
+        SeenGroups: the run was shown groups of the test split: it is another cohort's run, or
+            another split's.
+    """
+    rows = load_rows(cohort, REPORTED, info.labels)
+    rows = rows.take(rows.label >= 0)
+    groups = {g for g, s in zip(rows.group_id, rows.split, strict=True) if s == "test"}
+    seen = set[str]().union(*(part.overlap(groups) for part in info.seen))
+    if seen or not groups:
+        raise SeenGroups(
+            f"expected a cohort with a labelled test split that the run was not shown, got one of "
+            f"{len(groups)} groups of which it was shown {len(seen)}: name the cohort that the run "
+            "was fitted on, prepared with the same --split-seed"
+        )
+    return HeldOut(info, cohort, rows, squares(rows))
+
+
+def write_int8(graph: bytes, path: Path) -> None:
+    """Write the graph with 8-bit weights and, chosen for each input, 8-bit activations.
+
+    Only matrix products change, and not the last one, which gives features their metric.
+    """
+    model = onnx.load_from_string(graph)
+    last = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm")][-1:]
+    quantize_dynamic(
+        model,
+        path,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=last,
+    )
+
+
+def climb_precisions(
+    draft: Bundle, base: OnnxEncoders, graph: Graph, held: HeldOut, report: StageReport
+) -> Ladder:
+    """Return what the rungs of a draft that lists them bare are worth here.
+
+    Args:
+        draft: a sealed bundle with `RUNGS`.
+        base: its fp32 encoders, which passed the parity ladder.
+        graph: the image encoder in torch.
+        held: images to compare on.
+        report: called with stage, done and total.
+    """
+    encoders, left_out = {BASE_VARIANT: base}, dict[str, str]()
+    cases: dict[str, tuple[ParityCase, ...]] = {}
+    for rung in RUNGS:
+        try:
+            made = OnnxEncoders(draft, variant=rung.name)
+            cases[rung.name] = tuple(graph_cases(graph, made, rung.tolerance))
+            encoders[rung.name] = made
+        except (BundleError, InferenceError) as error:
+            left_out[rung.name] = str(error)
+    speeds = measure_speeds(encoders, held.squares.spec.size_px)
+    answers = {
+        name: embed_rows(
+            each,
+            held.squares,
+            report=lambda done, total, name=name: report(f"held-out {name}", done, total),  # type: ignore[misc]
+        )
+        for name, each in encoders.items()
+    }
+    described = {
+        name: draft.manifest.find_variant(name).model_copy(
+            update={
+                "parity": cases.get(name, ()),
+                "tolerance": _tolerance(cases.get(name, ())),
+                "agreement": agreement(answers[name], answers[BASE_VARIANT]),
+                "costs": _costs(base, draft.calibration, held, answers, name),
+                "speeds": speeds[name],
+                "machine": describe_machine(),
+            }
+        )
+        for name in encoders
+    }
+    return Ladder(tuple(described.values()), choose(described), left_out)
+
+
+def _tolerance(cases: tuple[ParityCase, ...]) -> float:
+    return max(TOLERANCE, HEADROOM * max((c.max_abs_difference for c in cases), default=0.0))
+
+
+def describe_machine() -> str:
+    """Return the processor's name and how many of them were used."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {available_cpus()} processors"
+
+
+def measure_speeds(
+    encoders: Mapping[str, OnnxEncoders], size_px: int
+) -> dict[str, tuple[Speed, ...]]:
+    """Return each one's images a second by batch; they take turns, so that a slow moment is all's.
+
+    Args:
+        encoders: by name.
+        size_px: side of the pictures.
+    """
+    random = np.random.default_rng(5)
+    took: dict[tuple[str, int], list[float]] = {}
+    for number in range(ROUNDS + 1):
+        for batch in LEAST_GAIN:
+            pixels = random.standard_normal((batch, 3, size_px, size_px), np.float32)
+            for name, each in encoders.items():
+                started = time.perf_counter()
+                each.embed_images(pixels)
+                # The first round warms up.
+                if number:
+                    took.setdefault((name, batch), []).append(time.perf_counter() - started)
+    return {
+        name: tuple(
+            Speed(batch=batch, images_per_second=batch / float(np.median(took[name, batch])))
+            for batch in LEAST_GAIN
+        )
+        for name in encoders
+    }
+
+
+def agreement(embeddings: FloatArray, base: FloatArray) -> Agreement:
+    """Return how far (N, D) float32 embeddings are those of fp32, also (N, D), rows alike."""
+    ours, theirs = unit_norm(embeddings), unit_norm(base)
+    cosines = (ours * theirs).sum(1)
+    k = min(NEIGHBOURS, len(ours) - 1)
+    shared = [len(a & b) / k for a, b in zip(*(_neighbours(u, k) for u in (ours, theirs)))]
+    return Agreement(
+        images=len(ours),
+        cosine_lowest=float(cosines.min()),
+        cosine_mean=float(cosines.mean()),
+        neighbours_shared=float(np.mean(shared)),
+    )
+
+
+def _neighbours(units: FloatArray, k: int) -> list[set[int]]:
+    likeness = units @ units.T
+    np.fill_diagonal(likeness, -np.inf)
+    return [set(row.tolist()) for row in np.argpartition(-likeness, k - 1, axis=1)[:, :k]]
+
+
+def _costs(
+    base: OnnxEncoders,
+    calibration: Calibration,
+    held: HeldOut,
+    answers: Mapping[str, FloatArray],
+    name: str,
+) -> tuple[AccuracyCost, ...]:
+    """Return what the variant's embeddings cost on each split, without metadata."""
+    records = record_features(base, [{}] * len(held.rows), held.info.record_schema)
+    prior = np.array([calibration.prevalence[label] for label in held.info.labels], np.float32)
+    judged = {
+        each: calibration.probabilities(
+            classify_rows(base, answers[each], records, "image"), "missing"
+        )
+        for each in (name, BASE_VARIANT)
+    }
+    costs = []
+    for split in REPORTED:
+        inside = held.rows.split == split
+        label = held.rows.label[inside]
+        figures = {
+            each: _figures(probabilities[inside], label, prior, held.info.labels)
+            for each, probabilities in judged.items()
+        }
+        ours, theirs = figures[name], figures[BASE_VARIANT]
+        costs.append(
+            AccuracyCost(
+                split=split,
+                macro_auroc=ours[0],
+                macro_auroc_fp32=theirs[0],
+                recalls=ours[1],
+                recalls_fp32=theirs[1],
+                images={
+                    text: int((label == at).sum())
+                    for at, text in enumerate(held.info.labels)
+                    if (label == at).any()
+                },
+            )
+        )
+    return tuple(costs)
+
+
+def _figures(
+    probabilities: FloatArray,
+    label: npt.NDArray[np.int64],
+    prior: FloatArray,
+    labels: tuple[str, ...],
+) -> tuple[float, dict[str, float]]:
+    """Return the macro AUROC and the recalls of the labels that occur."""
+    once = np.ones((1, len(label)))
+    decided = balanced_decision(probabilities, prior)
+    aurocs, recalls = [], {}
+    for at, text in enumerate(labels):
+        own = label == at
+        if own.any() and not own.all():
+            aurocs.append(float(auroc_of(own, probabilities[:, at])(once)[0]))
+            recalls[text] = float((decided[own] == at).mean())
+    return float(np.mean(aurocs)), recalls
+
+
+def choose(variants: Mapping[str, Variant]) -> str:
+    """Return the fastest variant at the largest batch that is worth its cost, else fp32."""
+    base = _rates(variants[BASE_VARIANT])
+    fit = [
+        name
+        for name, variant in variants.items()
+        if _is_cheap(variant)
+        and all(_rates(variant)[batch] >= gain * base[batch] for batch, gain in LEAST_GAIN.items())
+    ]
+    largest = max(LEAST_GAIN)
+    return max(fit, key=lambda name: _rates(variants[name])[largest], default=BASE_VARIANT)
+
+
+def _rates(variant: Variant) -> dict[int, float]:
+    return {speed.batch: speed.images_per_second for speed in variant.speeds}
+
+
+def _is_cheap(variant: Variant) -> bool:
+    if variant.agreement is None or variant.agreement.cosine_lowest < MIN_COSINE:
+        return False
+    cost = next(cost for cost in variant.costs if cost.split == CHOOSING)
+    return cost.macro_auroc_fp32 - cost.macro_auroc <= MAX_AUROC_LOSS and all(
+        cost.recalls_fp32[label] - recall <= MAX_RECALL_LOSS
+        for label, recall in cost.recalls.items()
+        if cost.images[label] >= MIN_IMAGES
+    )
+
+
+def card_lines(ladder: Ladder) -> list[str]:
+    """Return the model card's section about precision."""
+    lines = [
+        "",
+        "## Precisions of the image encoder",
+        f"Served unless the site says otherwise: {ladder.chosen}. Judged by the picture alone.",
+        "",
+        "| variant | images a second at batch 1, 8 | macro AUROC cal, test | lowest cosine to fp32 |",
+        "| --- | --- | --- | --- |",
+    ]
+    for variant in ladder.variants:
+        rates = ", ".join(f"{rate:.1f}" for rate in _rates(variant).values())
+        aurocs = ", ".join(f"{cost.macro_auroc:.4f}" for cost in variant.costs)
+        near = "" if variant.agreement is None else f"{variant.agreement.cosine_lowest:.4f}"
+        lines.append(f"| {variant.name} | {rates} | {aurocs} | {near} |")
+    lines += [f"{name} is not in the bundle: {why}." for name, why in ladder.left_out.items()]
+    return lines
