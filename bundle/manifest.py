@@ -119,7 +119,7 @@ class Manifest(Frozen):
     """
 
     # identity
-    format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION, strict=True)
     bundle_id: Sha256
     created_at: str
     software_version: str

@@ -8,48 +8,38 @@ chooses nothing.
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from bundle.calibration import Calibration
 from bundle.cpus import available_cpus
-from bundle.encoder import OnnxEncoders, unit_norm
-from bundle.errors import BundleError, InferenceError, ParityError, SeenGroups
+from bundle.encoder import OnnxEncoders
+from bundle.errors import BundleError, InferenceError
 from bundle.golden import TOLERANCE
 from bundle.manifest import (
     BASE_VARIANT,
-    AccuracyCost,
-    Agreement,
     ParityCase,
     Speed,
     Variant,
 )
 from bundle.store import Bundle
-from cohort.cohort import Cohort
 from export.graphs import Graph
-from export.parity import NEIGHBOURS, graph_cases
-from training.data import Rows, Squares, load_rows
-from training.features import classify_rows, embed_rows, record_features
-from training.metrics import balanced_decision
+from export.held_out import HeldOut, accuracy_costs, agreement
+from export.parity import graph_cases
+from training.features import embed_rows
 from training.progress import StageReport
-from training.resampling import auroc_of
-from training.run import RunInfo
-
-FloatArray = npt.NDArray[np.float32]
 
 # The bare rungs; OpenVINO makes bfloat16 of the fp32 graph itself.
 RUNGS = (
     Variant(name="int8", file="image_encoder.int8.onnx", tolerance=1.0),
     Variant(name="bf16", runtime="openvino", tolerance=1.0),
 )
-CHOOSING, REPORTED = "cal", ("cal", "test")
+CHOOSING = "cal"
 MAX_AUROC_LOSS = 0.003
 MAX_RECALL_LOSS = 0.02
 # A smaller class's recall moves by more than the limit with two or three pictures.
@@ -75,36 +65,6 @@ class Ladder:
     variants: tuple[Variant, ...]
     chosen: str
     left_out: dict[str, str]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Labelled images that taught no encoder and no head."""
-
-    info: RunInfo
-    cohort: Cohort
-    rows: Rows
-    squares: Squares
-
-
-def held_out(info: RunInfo, cohort: Cohort, squares: Callable[[Rows], Squares]) -> HeldOut:
-    """Return the cohort's labelled images of the cal and test splits.
-
-    Raises:
-        SeenGroups: the run was shown groups of the test split: it is another cohort's run, or
-            another split's.
-    """
-    rows = load_rows(cohort, REPORTED, info.labels)
-    rows = rows.take(rows.label >= 0)
-    groups = {g for g, s in zip(rows.group_id, rows.split, strict=True) if s == "test"}
-    seen = set[str]().union(*(part.overlap(groups) for part in info.seen))
-    if seen or not groups:
-        raise SeenGroups(
-            f"expected a cohort with a labelled test split that the run was not shown, got one of "
-            f"{len(groups)} groups of which it was shown {len(seen)}: name the cohort that the run "
-            "was fitted on, prepared with the same --split-seed"
-        )
-    return HeldOut(info, cohort, rows, squares(rows))
 
 
 def write_int8(graph: bytes, path: Path) -> None:
@@ -150,7 +110,7 @@ def climb_precisions(
         name: embed_rows(
             each,
             held.squares,
-            report=lambda done, total, name=name: report(f"held-out {name}", done, total),  # type: ignore[misc]
+            report=partial(report, f"held-out {name}"),
         )
         for name, each in encoders.items()
     }
@@ -160,7 +120,7 @@ def climb_precisions(
                 "parity": cases.get(name, ()),
                 "tolerance": _tolerance(cases.get(name, ())),
                 "agreement": agreement(answers[name], answers[BASE_VARIANT]),
-                "costs": _costs(base, draft.calibration, held, answers, name),
+                "costs": accuracy_costs(base, draft.calibration, held, answers, name),
                 "speeds": speeds[name],
                 "machine": describe_machine(),
             }
@@ -214,86 +174,6 @@ def measure_speeds(
     }
 
 
-def agreement(embeddings: FloatArray, base: FloatArray) -> Agreement:
-    """Return how far (N, D) float32 embeddings are those of fp32, also (N, D), rows alike."""
-    ours, theirs = unit_norm(embeddings), unit_norm(base)
-    cosines = (ours * theirs).sum(1)
-    k = min(NEIGHBOURS, len(ours) - 1)
-    shared = [len(a & b) / k for a, b in zip(*(_neighbours(u, k) for u in (ours, theirs)))]
-    return Agreement(
-        images=len(ours),
-        cosine_lowest=float(cosines.min()),
-        cosine_mean=float(cosines.mean()),
-        neighbours_shared=float(np.mean(shared)),
-    )
-
-
-def _neighbours(units: FloatArray, k: int) -> list[set[int]]:
-    likeness = units @ units.T
-    np.fill_diagonal(likeness, -np.inf)
-    return [set(row.tolist()) for row in np.argpartition(-likeness, k - 1, axis=1)[:, :k]]
-
-
-def _costs(
-    base: OnnxEncoders,
-    calibration: Calibration,
-    held: HeldOut,
-    answers: Mapping[str, FloatArray],
-    name: str,
-) -> tuple[AccuracyCost, ...]:
-    """Return what the variant's embeddings cost on each split, without metadata."""
-    records = record_features(base, [{}] * len(held.rows), held.info.record_schema)
-    prior = np.array([calibration.prevalence[label] for label in held.info.labels], np.float32)
-    judged = {
-        each: calibration.probabilities(
-            classify_rows(base, answers[each], records, "image"), "missing"
-        )
-        for each in (name, BASE_VARIANT)
-    }
-    costs = []
-    for split in REPORTED:
-        inside = held.rows.split == split
-        label = held.rows.label[inside]
-        figures = {
-            each: _figures(probabilities[inside], label, prior, held.info.labels)
-            for each, probabilities in judged.items()
-        }
-        ours, theirs = figures[name], figures[BASE_VARIANT]
-        costs.append(
-            AccuracyCost(
-                split=split,
-                macro_auroc=ours[0],
-                macro_auroc_fp32=theirs[0],
-                recalls=ours[1],
-                recalls_fp32=theirs[1],
-                images={
-                    text: int((label == at).sum())
-                    for at, text in enumerate(held.info.labels)
-                    if (label == at).any()
-                },
-            )
-        )
-    return tuple(costs)
-
-
-def _figures(
-    probabilities: FloatArray,
-    label: npt.NDArray[np.int64],
-    prior: FloatArray,
-    labels: tuple[str, ...],
-) -> tuple[float, dict[str, float]]:
-    """Return the macro AUROC and the recalls of the labels that occur."""
-    once = np.ones((1, len(label)))
-    decided = balanced_decision(probabilities, prior)
-    aurocs, recalls = [], {}
-    for at, text in enumerate(labels):
-        own = label == at
-        if own.any() and not own.all():
-            aurocs.append(float(auroc_of(own, probabilities[:, at])(once)[0]))
-            recalls[text] = float((decided[own] == at).mean())
-    return float(np.mean(aurocs)), recalls
-
-
 def choose(variants: Mapping[str, Variant]) -> str:
     """Return the fastest variant at the largest batch that is worth its cost, else fp32."""
     base = _rates(variants[BASE_VARIANT])
@@ -329,7 +209,7 @@ def card_lines(ladder: Ladder) -> list[str]:
         "## Precisions of the image encoder",
         f"Served unless the site says otherwise: {ladder.chosen}. Judged by the picture alone.",
         "",
-        "| variant | images a second at batch 1, 8 | macro AUROC cal, test | lowest cosine to fp32 |",
+        "| variant | images a second, batch 1, 8 | macro AUROC, cal, test | cosine, lowest |",
         "| --- | --- | --- | --- |",
     ]
     for variant in ladder.variants:

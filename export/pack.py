@@ -14,7 +14,8 @@ from bundle.store import MANIFEST, open_bundle, seal, staged_folder
 from cohort.cohort import Cohort
 from export.card import model_card
 from export.graphs import Graph, graphs_of, to_onnx
-from export.ladder import RUNGS, card_lines, climb_precisions, held_out, write_int8
+from export.held_out import held_out
+from export.ladder import RUNGS, card_lines, climb_precisions, write_int8
 from export.parity import climb
 from training.config import Config
 from training.data import Squares

@@ -76,6 +76,7 @@ def build_catalogue(
     *,
     splits: Collection[str] = ("train",),
     batch_size: int = 16,
+    variant: str | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write a catalogue of the cohort's lesions; it appears under its name only when complete.
@@ -88,6 +89,7 @@ def build_catalogue(
         out: a folder that does not exist yet or is empty.
         splits: which lesions; an evaluation is honest only while its own split stays out.
         batch_size: images embedded at once, 1 or more.
+        variant: the encoders' precision; None where it is the bundle's choice.
         progress: called with the images done and the images in all, after each chunk.
 
     Returns:
@@ -103,7 +105,7 @@ def build_catalogue(
         with Catalogue.create(
             stage,
             bundle_id=manifest.bundle_id,
-            variant=manifest.variant,
+            variant=variant or manifest.variant,
             embedding_dim=manifest.embedding_dim,
             schema=manifest.record_schema,
         ) as catalogue:

@@ -344,9 +344,7 @@ def load_runtime(settings: Settings) -> Runtime:
         raise InvalidSettings("SLIMP_BUNDLE: expected a bundle folder, it is not set")
     if settings.catalogue is None:
         raise InvalidSettings("SLIMP_CATALOGUE: expected a catalogue folder, it is not set")
-    models = load_models(
-        settings.bundle, threads=settings.threads, variant=settings.variant
-    )
+    models = load_models(settings.bundle, threads=settings.threads, variant=settings.variant)
     catalogue = Catalogue.open(
         settings.catalogue,
         bundle_id=models.manifest.bundle_id,

@@ -30,6 +30,7 @@ def index(
             Cohort.open(cohort),
             out,
             splits=tuple(split or ["train"]),
+            variant=variant,
             progress=lambda done, total: report("index", done, total),
         )
     if (listed := write_unreadable(out, built)) is not None:

@@ -67,7 +67,7 @@ def test_the_manifest_is_readable_json_with_a_time_in_utc(unsealed: Callable[...
     text = (folder / MANIFEST).read_text()
     content = json.loads(text)
     assert text == json.dumps(content, indent=1) + "\n"
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["created_at"].endswith("+00:00")
     assert "." not in content["created_at"]
 
@@ -245,8 +245,8 @@ def test_a_manifest_names_every_required_file_that_it_lacks(bundle_folder: Path)
 
 
 def test_a_newer_format_is_refused_with_what_to_do(bundle_folder: Path) -> None:
-    rewrite_manifest(bundle_folder, lambda content: content.update(format_version=2))
-    with pytest.raises(UnsupportedVersion, match="has format 2: upgrade slimp"):
+    rewrite_manifest(bundle_folder, lambda content: content.update(format_version=3))
+    with pytest.raises(UnsupportedVersion, match="has format 3: upgrade slimp"):
         open_bundle(bundle_folder)
 
 
