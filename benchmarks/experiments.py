@@ -11,6 +11,7 @@ tables from the answers: mean over the seeds, intervals by resampling patients, 
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,8 @@ PATIENTS, SEED = 900, 7
 FRACTIONS = {"train": 0.45, "val": 0.05, "cal": 0.05, "test": 0.45}
 ANSWERS = "answers.npz"
 TOP, LEAST_LESIONS = 3, 15
+# What the outer loss is about: fields of the patient's record that a look may tell.
+PATIENT_FIELDS = ("fitzpatrick_skin_type", "sun_exposure", "family_history_melanoma", "sex")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,35 @@ def probed(features: FloatArray, target: npt.NDArray[np.int64], train: npt.NDArr
     return probe(known, target[train], asked, classes=int(target.max()) + 1)
 
 
+def of_patients(features: FloatArray, patient: npt.NDArray[np.int64]) -> FloatArray:
+    """Return (P, D), the mean over each patient's images, patients in rising order."""
+    number = np.unique(patient, return_inverse=True)[1]
+    sums = np.zeros((number.max() + 1, features.shape[1]))
+    np.add.at(sums, number, features)
+    means: FloatArray = (sums / np.bincount(number)[:, None]).astype(np.float32)
+    return means
+
+
+def patient_answers(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.generic]]:
+    """Return probes of the patient's own record, asked of the mean of the patient's images.
+
+    A field that a patient lacks is -1 among the true values.
+    """
+    first = rows.take(np.unique(rows.patient, return_index=True)[1])
+    train = first.split == "train"
+    means = of_patients(features.image, rows.patient)
+    answers: dict[str, npt.NDArray[np.generic]] = {"patients": first.patient[~train]}
+    for name in PATIENT_FIELDS:
+        said = [record.get(name) for record in first.records]
+        words = sorted({str(value) for value in said if value is not None})
+        code = np.array([-1 if v is None else words.index(str(v)) for v in said], np.int64)
+        known = train & (code >= 0)
+        reference, query = standardise_features(means[known], means[~train])
+        answers[f"record, {name}"] = probe(reference, code[known], query, classes=len(words))
+        answers[f"true record, {name}"] = code[~train]
+    return answers
+
+
 def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.generic]]:
     """Return the probes' answers to the held-out images, and what is true of them."""
     train = rows.split == "train"
@@ -152,6 +184,7 @@ def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.gener
     held_out = rows.take(~train)
     return {
         **answers,
+        **patient_answers(features, rows),
         "true label": held_out.label,
         "malignant": held_out.malignant == 1,
         "patient": held_out.patient,
@@ -204,6 +237,7 @@ RANKS = {
     "malignant, both": "image + record",
     "malignant in company, both": "image + record, in company",
 }
+HEADS = {**FIGURES, **RANKS, **{name: name for name in PATIENT_FIELDS}}
 
 
 def figures_of(path: Path) -> dict[str, Draws]:
@@ -228,6 +262,20 @@ def figures_of(path: Path) -> dict[str, Draws]:
         hits = hit_in_top(score, answers["malignant"], patient, top=TOP, least=LEAST_LESIONS)
         judged = Resampling([str(p) for p in hits])
         draws[f"top {name}"] = judged.draws(mean_of(np.array(list(hits.values()))))
+    return draws | patient_figures(answers)
+
+
+def patient_figures(answers: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Draws]:
+    """Return the draws of the macro AUROC of each field of the patients' records."""
+    draws = {}
+    for name in PATIENT_FIELDS:
+        code, said = answers[f"true record, {name}"], answers[f"record, {name}"]
+        known = code >= 0
+        resampling = Resampling([str(p) for p in answers["patients"][known]])
+        code, said = code[known], said[known]
+        draws[f"record {name}"] = mean_of_known(
+            [resampling.draws(auroc_of(code == k, said[:, k])) for k in np.unique(code)]
+        )
     return draws
 
 
@@ -247,9 +295,13 @@ def report(folder: Path) -> None:
         ("Macro AUROC over the labels", [f"auroc {n}" for n in FIGURES]),
         (f"Malignant lesion in the patient's top {TOP}", [f"top {n}" for n in RANKS]),
         ("Malignant AUROC", [f"auroc {n}" for n in RANKS]),
+        (
+            "The patient's record from the mean of the patient's images, macro AUROC",
+            [f"record {n}" for n in PATIENT_FIELDS],
+        ),
     )
     for title, names in tables:
-        heads = [{**FIGURES, **RANKS}[n.split(" ", 1)[1]] for n in names]
+        heads = [HEADS[n.split(" ", 1)[1]] for n in names]
         print(f"\n### {title}\n\n| | seeds | " + " | ".join(heads) + " |")
         print("| --- | --- | " + " | ".join("---" for _ in heads) + " |")
         for variant, figures in mean.items():

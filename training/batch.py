@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bundle.fields import Level
-from training.losses import identical_rows
+from training.losses import alike_rows, identical_rows
 from training.processes import gather_rows
 
 Batch = dict[str, torch.Tensor]
@@ -27,6 +27,17 @@ def same_records(batch: Batch, level: Level) -> torch.Tensor:
         return identical_rows(gather_rows(values), gather_rows(present))
 
     return identical("raw_") | identical("")
+
+
+def alike_records(batch: Batch, level: Level, width: float) -> torch.Tensor | None:
+    """Return (N, N), 0 to 1, N rows of all processes: how alike records are as the towers see them.
+
+    None where the width is 0: an anchor's target is its own partner alone.
+    """
+    if not width:
+        return None
+    values, present = (gather_rows(batch[f"{level}_{part}"]) for part in ("values", "present"))
+    return alike_rows(values, present, batch[f"{level}_numeric"], width)
 
 
 def same_whole_records(batch: Batch, levels: Sequence[Level]) -> torch.Tensor:

@@ -97,6 +97,13 @@ class ObjectiveSettings(Section):
     column_corruption: Share = Field(
         0.0, description="chance that a column shows another row's value in training"
     )
+    soft_width: float = Field(
+        0.0,
+        ge=0,
+        description="records that agree in every category and nearly in every number share an "
+        "anchor's target, by a Gaussian of so many standard deviations; 0: its own record alone. "
+        "Of nested, lesion and patient",
+    )
     image_weight: float = Field(
         0.0,
         ge=0,
@@ -257,6 +264,8 @@ class Config(Section):
                 "objective.name mae needs whole patches and has no negatives to gather: leave "
                 "batch.chunk out and set image.stem to linear"
             )
+        if self.objective.soft_width and name not in ("nested", "lesion", "patient"):
+            raise ValueError(f"objective.soft_width is no setting of {name}: set it to 0")
         if self.objective.image_weight and name in ("simclr", "mae"):
             raise ValueError(f"objective.image_weight adds nothing to {name}: set it to 0")
         return self

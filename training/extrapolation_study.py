@@ -74,9 +74,9 @@ def study(
         "shuffled": shuffled(guessed, seed=seed),
         "marginal": marginal(guessed, known, names, seed=seed),
     }
-    believing = _believing(model)
+    trusting = believing(model)
     asked = {name: answers[name] for name in ("image", "extrapolated")} | {
-        name: answer(believing, embeddings, records, "extrapolated")
+        name: answer(trusting, embeddings, records, "extrapolated")
         for name, records in others.items()
     }
     draws = {
@@ -97,7 +97,7 @@ def study(
     return {"weight": model.calibration.extrapolation.weight, "answers": figures}
 
 
-def _believing(model: FittedModel) -> FittedModel:
+def believing(model: FittedModel) -> FittedModel:
     """Return the model as it would be if it took guesses for given values."""
     extrapolation = model.calibration.extrapolation.model_copy(update={"weight": 1.0})
     calibration = model.calibration.model_copy(update={"extrapolation": extrapolation})

@@ -160,8 +160,12 @@ class Fitting:
             dropout=settings.dropout,
         )
 
-    def fit(self) -> None:
-        """Run every step in order."""
+    def fit(self, *, in_context: bool = True) -> None:
+        """Run every step in order.
+
+        Args:
+            in_context: whether a context model is wanted, where the cohort has patients for it.
+        """
         train, cal, extrapolation = self._embed()
         if self.config.fit.tune_image:
             tuned_in = Whitening.none(self.towers.embedding_dim, self.whitening.centre)
@@ -173,7 +177,7 @@ class Fitting:
             self._train_on_features(self.towers, self.classifier, train, np.arange(len(train.rows)))
         self.novelty = self._fit_novelty(train)
         self.calibration = self._calibrate(train, cal, extrapolation)
-        if self.cohort.has_patients and self.malignant.any():
+        if in_context and self.cohort.has_patients and self.malignant.any():
             self.context = self._fit_context(train, cal)
 
     def _encoders(self) -> TorchEncoders:

@@ -44,6 +44,7 @@ def info_nce(
     *,
     excluded: torch.Tensor,
     valid: torch.Tensor,
+    alike: torch.Tensor | None = None,
 ) -> Contrast:
     """Return the symmetric InfoNCE of N pairs.
 
@@ -54,6 +55,8 @@ def info_nce(
         excluded: (N, N) bool, pairs that are neither positive nor negative; its diagonal is
             ignored.
         valid: (N,) bool, pairs that take part, as anchors and as negatives.
+        alike: (N, N) symmetric, 0 to 1, how nearly a pair is a positive too: an anchor's target is
+            shared in this proportion, its own partner counting 1. None: the partner alone.
     """
     first, second = first[valid], second[valid]
     own = torch.eye(len(first), dtype=torch.bool, device=first.device)
@@ -66,10 +69,23 @@ def info_nce(
     target = torch.arange(len(first), device=first.device)
     rows = logits.masked_fill(hidden, -torch.inf)
     columns = logits.T.masked_fill(hidden.T, -torch.inf)
-    loss = (cross_entropy(rows, target) + cross_entropy(columns, target)) / 2
+    if alike is None:
+        loss = (cross_entropy(rows, target) + cross_entropy(columns, target)) / 2
+    else:
+        shares = alike[valid][:, valid].to(logits.dtype).masked_fill(own, 1)
+        loss = (_shared(rows, shares, hidden) + _shared(columns, shares, hidden.T)) / 2
     negatives = (~hidden).sum().item() / len(first) - 1
     accuracy = (rows.argmax(1) == target).float().mean().item()
     return Contrast(loss, negatives, accuracy)
+
+
+def _shared(logits: torch.Tensor, shares: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy against targets in proportion to (N, N) shares."""
+    target = shares.masked_fill(hidden, 0)
+    target = target / target.sum(1, keepdim=True)
+    # Hidden pairs have no share, and their logarithm is minus infinity.
+    log_share = logits.log_softmax(1).masked_fill(hidden, 0)
+    return -(target * log_share).sum(1).mean()
 
 
 def nt_xent(
@@ -137,3 +153,26 @@ def identical_rows(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     same_value = (known[:, None] == known[None]).all(-1)
     same_pattern = (present[:, None] == present[None]).all(-1)
     return same_value & same_pattern
+
+
+def alike_rows(
+    values: torch.Tensor, present: torch.Tensor, numeric: torch.Tensor, width: float
+) -> torch.Tensor:
+    """Return (N, N), 1 for equal rows down to 0: how alike records are in every column at once.
+
+    A category, and whether a column is there at all, must be equal; numbers count by a Gaussian of
+    their difference. Lesions of one site, sex and nearly one age are no true negatives of each
+    other.
+
+    Args:
+        values: (N, F), numbers standardised; what a missing column holds does not matter.
+        present: (N, F) bool.
+        numeric: (F,) bool, which columns are numbers.
+        width: the Gaussian's deviation, in standard deviations of a column.
+    """
+    known = torch.where(present, values, 0)
+    same = identical_rows(known[:, ~numeric], present[:, ~numeric])
+    same &= (present[:, None] == present[None]).all(-1)
+    numbers = known[:, numeric]
+    squares = (numbers[:, None] - numbers[None]).square().sum(-1)
+    return torch.exp(-squares / (2 * width**2)) * same

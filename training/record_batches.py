@@ -19,6 +19,10 @@ class RecordBatches:
         self.encoded = {
             level: rows.encode(schema, level) for level in ("lesion", "patient") if schema.at(level)
         }
+        self.numeric = {
+            level: torch.tensor([field.kind == "numeric" for field in schema.at(level)])
+            for level in self.encoded
+        }
         self.settings = settings
 
     def batch(self, index: torch.Tensor) -> Batch:
@@ -40,6 +44,7 @@ class RecordBatches:
             batch[f"{level}_values"] = self._corrupted(values, present, encoded)
             kept = torch.rand(present.shape) >= self.settings.column_dropout
             batch[f"{level}_present"] = present & kept
+            batch[f"{level}_numeric"] = self.numeric[level]
         return batch
 
     def _corrupted(

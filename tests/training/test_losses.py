@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from training.losses import identical_rows, info_nce
+from training.losses import alike_rows, identical_rows, info_nce
 
 
 def slow_info_nce(
@@ -154,3 +154,59 @@ def test_identical_rows_agree_with_a_comparison_field_by_field(rows: int, column
 def test_a_missing_value_is_not_a_real_zero() -> None:
     same = identical_rows(torch.zeros(2, 1), torch.tensor([[True], [False]]))
     assert same.tolist() == [[True, False], [False, True]]
+
+
+def slow_soft_info_nce(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    scale: float,
+    excluded: torch.Tensor,
+    alike: torch.Tensor,
+) -> float:
+    """Return the loss under shared targets, pair by pair."""
+    count, total = len(first), 0.0
+    for here, there, hidden in ((first, second, excluded), (second, first, excluded.T)):
+        for i in range(count):
+            others = [j for j in range(count) if j == i or not hidden[i, j]]
+            scores = {j: scale * float(here[i] @ there[j]) for j in others}
+            whole = math.log(sum(math.exp(s) for s in scores.values()))
+            shares = {j: 1.0 if j == i else float(alike[i, j]) for j in others}
+            for j in others:
+                total -= shares[j] / sum(shares.values()) * (scores[j] - whole)
+    return total / count / 2
+
+
+@pytest.mark.parametrize(("count", "seed"), [(7, 0), (11, 1)])
+def test_shared_targets_equal_a_double_loop_over_pairs(count: int, seed: int) -> None:
+    first, second, chance = random_pairs(count, seed)
+    excluded, everyone = chance < 0.3, torch.ones(count, dtype=torch.bool)
+    alike = (chance + chance.T) / 2
+    term = info_nce(
+        first, second, torch.tensor(4.0), excluded=excluded, valid=everyone, alike=alike
+    )
+    assert term.loss.item() == pytest.approx(
+        slow_soft_info_nce(first, second, 4.0, excluded, alike), rel=1e-6
+    )
+
+
+def test_targets_that_nobody_shares_are_the_hard_ones() -> None:
+    first, second, chance = random_pairs(7, 3)
+    options = {"excluded": chance < 0.3, "valid": torch.arange(7) % 5 != 3}
+    hard = info_nce(first, second, torch.tensor(4.0), **options)
+    soft = info_nce(first, second, torch.tensor(4.0), **options, alike=torch.zeros(7, 7))
+    assert soft.loss.item() == pytest.approx(hard.loss.item(), rel=1e-6)
+
+
+def test_records_are_alike_by_their_numbers_where_categories_and_gaps_agree() -> None:
+    values = torch.tensor([[0.0, 2.0], [0.5, 2.0], [0.5, 1.0], [9.0, 2.0], [7.0, 2.0]])
+    present = torch.tensor([[True, True]] * 3 + [[False, True]] * 2)
+    alike = alike_rows(values, present, torch.tensor([True, False]), width=0.5)
+    near = math.exp(-0.5)
+    expected = [
+        [1, near, 0, 0, 0],
+        [near, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1],
+        [0, 0, 0, 1, 1],
+    ]
+    torch.testing.assert_close(alike, torch.tensor(expected))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from training.batch import Batch, Encode, same_records
+from training.batch import Batch, Encode, alike_records, same_records
 from training.config import ObjectiveSettings
 from training.losses import Contrast, info_nce
 from training.objectives.objective import Objective, Term, projection
@@ -35,6 +35,7 @@ class Nested(Objective):
         self.lesion_projection = projection(dim, out)
         self.phenotype_projection = projection(2 * dim, out)
         self.patient_projection = projection(dim, out)
+        self.soft_width = settings.soft_width
         self.pooling = Pooling(settings.pooling, 2 * dim)
         start = math.log(1 / settings.temperature)
         self.lesion_log_scale = nn.Parameter(torch.tensor(start))
@@ -65,6 +66,7 @@ class Nested(Objective):
             self.lesion_log_scale.clamp(max=MAX_LOG_SCALE).exp(),
             excluded=(group[:, None] == group[None]) | same_records(batch, "lesion"),
             valid=gather_rows(batch["lesion_present"]).any(1),
+            alike=alike_records(batch, "lesion", self.soft_width),
         )
 
     def _contrast_patients(
@@ -84,4 +86,5 @@ class Nested(Objective):
             self.patient_log_scale.clamp(max=MAX_LOG_SCALE).exp(),
             excluded=same_records(batch, "patient"),
             valid=gather_rows(batch["patient_present"]).any(1),
+            alike=alike_records(batch, "patient", self.soft_width),
         )
