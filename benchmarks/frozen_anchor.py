@@ -1,6 +1,7 @@
 """What a user has without SLIMP: a frozen pretrained ViT and balanced logistic regression.
 
     python -m benchmarks.frozen_anchor COHORT --source FOLDER --out anchor.npz [--metadata]
+    python -m benchmarks.frozen_anchor COHORT --features untouched.npy --out anchor.npz [--metadata]
 
 Class token after block 8, 224 px, and with --metadata the record beside it (one column a category,
 numbers as they are, one column for whether a field is given); standardised features, C 0.01. Fitted
@@ -56,13 +57,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("cohort", type=Path)
-    parser.add_argument("--source", required=True, help="Hugging Face folder or hub id")
+    parser.add_argument("--source", help="Hugging Face folder or hub id")
+    parser.add_argument(
+        "--features", type=Path, help="the same features of all images, once made (.npy)"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--metadata", action="store_true", help="the record beside the image")
     options = parser.parse_args()
+    if (options.source is None) == (options.features is None):
+        parser.error("expected one of --source and --features")
     cohort = Cohort.open(options.cohort)
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
-    features = frozen_features(options.source, cohort, rows)
+    if options.features is None:
+        features = frozen_features(options.source, cohort, rows)
+    else:
+        features = np.load(options.features)[rows.position]
     if options.metadata:
         features = np.concatenate([features, record_columns(rows)], axis=1)
     train, test = rows.split == "train", rows.split == "test"

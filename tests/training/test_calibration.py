@@ -1,6 +1,7 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from crepes import ConformalClassifier
 from scipy.stats import binom
 
 from bundle.calibration import Conformal, prediction_set, softmax
@@ -96,6 +97,30 @@ def test_conformal_sets_hold_the_truth_as_often_as_promised() -> None:
     low, high = binom.ppf([0.0005, 0.9995], 2000, 0.9) / 2000
     assert low - 0.01 <= np.mean(held) <= high + 0.03
     assert conformal.scope == ("label",) * 3
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.25])
+@pytest.mark.parametrize("count", [300, MIN_LABEL_LESIONS - 1])
+def test_prediction_sets_are_those_of_crepes(alpha: float, count: int) -> None:
+    rng = np.random.default_rng(8)
+    scores = rng.normal(0, 1.2, (count + 100, 3)).astype(np.float32)
+    label, probabilities = drawn(scores, rng), softmax(scores)
+    own = fit_conformal(probabilities[:count], label[:count], alpha=alpha)
+    by_label = count > MIN_LABEL_LESIONS
+    assert set(own.scope) == ({"label"} if by_label else {"marginal"})
+    misfit = 1 - probabilities
+    theirs = ConformalClassifier().fit(
+        misfit[np.arange(count), label[:count]], bins=label[:count] if by_label else None
+    )
+    for row in range(count, count + 100):
+        options = {"confidence": 1 - alpha, "smoothing": False}
+        if by_label:
+            sets = theirs.predict_set(misfit[row][:, None], bins=np.arange(3), **options)
+        else:
+            sets = theirs.predict_set(misfit[row][None], **options)
+        # Where theirs is empty, ours holds the likeliest label.
+        expected = set(np.flatnonzero(np.ravel(sets)).tolist()) or {int(misfit[row].argmin())}
+        assert set(prediction_set(probabilities[row], own)) == expected
 
 
 def test_a_rare_label_takes_the_quantile_of_all() -> None:
