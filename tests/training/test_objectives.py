@@ -101,6 +101,18 @@ def test_image_self_supervision_beside_the_nested_loss_counts_by_its_weight(
         assert m["loss"] == pytest.approx(nested + 0.3 * m["image_loss"], rel=1e-5)
 
 
+def test_near_twins_share_a_target_the_more_the_wider_they_may_lie(cohort: Cohort) -> None:
+    losses = []
+    for width in (0.0, 1e-6, 5.0):
+        torch.manual_seed(0)
+        model, batch = model_and_batch(cohort, soft_width=width)
+        terms = model(batch)
+        losses.append([terms[name].loss.item() for name in ("lesion", "patient")])
+    hard, narrow, wide = losses
+    assert narrow == pytest.approx(hard, rel=1e-9)
+    assert all(abs(a - b) > 1e-3 for a, b in zip(wide, hard, strict=True))
+
+
 def test_nt_xent_equals_a_double_loop_over_both_views() -> None:
     first, second = normalize(torch.randn(2, 6, 4, dtype=torch.double), dim=2)
     excluded = torch.zeros(6, 6, dtype=torch.bool)
@@ -222,6 +234,7 @@ def test_objectives_without_their_data_are_refused(tmp_path: Path, lesion_cohort
         ('[objective]\nname = "mae"\n[batch]\nchunk = 4', "objective.name mae needs whole patches"),
         ('[objective]\nname = "mae"\n[image]\nstem = "convolutional"', "whole patches"),
         ('[objective]\nname = "simclr"\nimage_weight = 1', "image_weight adds nothing to simclr"),
+        ('[objective]\nname = "clip"\nsoft_width = 1', "soft_width is no setting of clip"),
         ('[objective]\nname = "dino"', "objective.name"),
     ],
 )
