@@ -7,6 +7,7 @@ from bundle.records import EncodedRecords
 from training.batch import Batch
 from training.config import ObjectiveSettings
 from training.data import Rows
+from training.features import LEVELS
 
 
 class RecordBatches:
@@ -16,12 +17,10 @@ class RecordBatches:
         self.lesion = rows.lesion
         self.patient = rows.patient
         self.label = rows.label if settings.name == "supervised" else None
-        self.encoded = {
-            level: rows.encode(schema, level) for level in ("lesion", "patient") if schema.at(level)
-        }
+        self.encoded = {level: rows.encode(schema, level) for level in LEVELS if schema.at(level)}
         self.numeric = {
             level: torch.tensor([field.kind == "numeric" for field in schema.at(level)])
-            for level in self.encoded
+            for level in LEVELS
         }
         self.settings = settings
 

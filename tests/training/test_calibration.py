@@ -113,13 +113,11 @@ def test_prediction_sets_are_those_of_crepes(alpha: float, count: int) -> None:
         misfit[np.arange(count), label[:count]], bins=label[:count] if by_label else None
     )
     for row in range(count, count + 100):
-        options = {"confidence": 1 - alpha, "smoothing": False}
-        if by_label:
-            sets = theirs.predict_set(misfit[row][:, None], bins=np.arange(3), **options)
-        else:
-            sets = theirs.predict_set(misfit[row][None], **options)
-        # Where theirs is empty, ours holds the likeliest label.
-        expected = set(np.flatnonzero(np.ravel(sets)).tolist()) or {int(misfit[row].argmin())}
+        bins = np.arange(3) if by_label else None
+        p_values = theirs.predict_p(misfit[row][:, None], bins=bins, smoothing=False)
+        # Where no label is left, ours holds the likeliest.
+        inside = np.flatnonzero(np.ravel(p_values) > alpha).tolist()
+        expected = set(inside) or {int(misfit[row].argmin())}
         assert set(prediction_set(probabilities[row], own)) == expected
 
 
