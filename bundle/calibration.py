@@ -81,6 +81,7 @@ class Extrapolation(Frozen):
         min_similarity: cosine below which a neighbour is too far to count.
         min_support: neighbours that must have the field.
         min_agreement: least weighted share of neighbours that must agree.
+        weighting: whether nearer neighbours weigh more (by similarity) or all alike.
         weight: how far what they say moves an answer, from 0 (shown only) to 1 (as if given);
             fitted, and above 0 only where it made answers on calibration lesions better.
     """
@@ -89,6 +90,7 @@ class Extrapolation(Frozen):
     min_similarity: float = Field(default=0.5, ge=-1, le=1)
     min_support: int = Field(default=3, ge=1)
     min_agreement: float = Field(default=0.5, ge=0, le=1)
+    weighting: Literal["similarity", "equal"] = "similarity"
     weight: float = Field(default=1.0, ge=0, le=1)
 
     def weigh(self, own: FloatArray, filled: FloatArray) -> FloatArray:

@@ -58,7 +58,7 @@ def extrapolate(
 
     Of the `settings.neighbours` first hits the nearest of each patient is asked, all where patients
     are not known: lesions of one patient are no independent evidence. Those with a similarity of
-    `min_similarity` or more that have the field answer, weighted by similarity: a vote for
+    `min_similarity` or more that have the field answer, weighted by similarity or alike: a vote for
     categories and booleans; for numbers a mean, held within its interval. They abstain when fewer
     than `min_support` answer (as "neighbours_too_far" if enough have the field but lie too far,
     else as "too_few_neighbours") and when less than `min_agreement` stands behind the answer
@@ -91,7 +91,7 @@ def _extrapolate_field(asked: Sequence[Hit], field: Field, settings: Extrapolati
         if value is not None:
             known.append((hit.score, value))
     votes = [
-        (max(score, LEAST_WEIGHT), value)
+        (max(score, LEAST_WEIGHT) if settings.weighting == "similarity" else 1.0, value)
         for score, value in known
         if score >= settings.min_similarity
     ]

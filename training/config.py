@@ -211,6 +211,19 @@ class FitSettings(Section):
         True, description="draw and weight missing fields so that they go with no label"
     )
     alpha: float = Field(0.1, gt=0, lt=0.5, description="conformal miss rate")
+    neighbours: int = Field(
+        15, ge=1, le=200, description="nearest lesions that are asked for missing metadata"
+    )
+    neighbours_weighting: Literal["similarity", "equal"] = Field(
+        "similarity", description="whether nearer neighbours weigh more"
+    )
+    neighbours_support: Count = Field(3, description="neighbours that must have a field")
+    neighbours_agreement: Share = Field(
+        0.5, description="least weighted share of neighbours that must agree"
+    )
+    neighbours_too_far: Share = Field(
+        0.02, description="share of calibration lesions whose neighbours are called too far"
+    )
 
 
 class Config(Section):

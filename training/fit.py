@@ -67,7 +67,6 @@ from training.sampler import PatientBatches
 from training.whitening import Whitening, fit_whitening
 
 FloatArray = npt.NDArray[np.float32]
-NEIGHBOURS = 15
 # Share of calibration lesions that the novelty threshold calls unlike the training lesions.
 NOVEL_SHARE = 0.005
 
@@ -195,8 +194,8 @@ class Fitting:
         self.towers.image.use(self.whitening)
         train, cal = self.whitening.apply(train), self.whitening.apply(cal)
         reference = Neighbours(self.train, train)
-        scores, _ = reference.search(self.cal, cal, NEIGHBOURS)
-        settings = fit_extrapolation(scores, neighbours=NEIGHBOURS)
+        scores, _ = reference.search(self.cal, cal, self.config.fit.neighbours)
+        settings = fit_extrapolation(scores, self.config.fit)
         parts = [
             Part(
                 rows,

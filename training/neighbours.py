@@ -14,6 +14,7 @@ from bundle.encoder import unit_norm
 from bundle.fields import FieldSchema, Record
 from index.catalogue import Hit
 from index.extrapolation import extrapolate
+from training.config import FitSettings
 from training.data import Rows
 
 FloatArray = npt.NDArray[np.float32]
@@ -100,21 +101,21 @@ def _best_first(scores: FloatArray, nearest: IntArray) -> tuple[FloatArray, IntA
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(nearest, order, axis=1)
 
 
-def fit_extrapolation(
-    scores: FloatArray, *, neighbours: int, min_support: int = 3, quantile: float = 0.02
-) -> Extrapolation:
-    """Return the settings under which all but the farthest calibration lesions get an answer.
+def fit_extrapolation(scores: FloatArray, settings: FitSettings) -> Extrapolation:
+    """Return when neighbours may speak, so that all but the farthest calibration lesions get heard.
 
     Args:
         scores: (N, K) float32 similarities of calibration lesions, which no encoder saw, to their
             nearest reference lesions, as `Neighbours.search` gives them.
-        neighbours: how many are asked.
-        min_support: neighbours that must have the field.
-        quantile: share of calibration lesions whose neighbours are called too far.
+        settings: how many are asked, and how much they must agree.
     """
-    reach = scores[:, min(min_support, scores.shape[1]) - 1]
+    reach = scores[:, min(settings.neighbours_support, scores.shape[1]) - 1]
     reach = reach[np.isfinite(reach)]
-    farthest = float(np.quantile(reach, quantile)) if reach.size else -1.0
+    farthest = float(np.quantile(reach, settings.neighbours_too_far)) if reach.size else -1.0
     return Extrapolation(
-        neighbours=neighbours, min_support=min_support, min_similarity=max(-1.0, farthest)
+        neighbours=settings.neighbours,
+        min_support=settings.neighbours_support,
+        min_agreement=settings.neighbours_agreement,
+        min_similarity=max(-1.0, farthest),
+        weighting=settings.neighbours_weighting,
     )

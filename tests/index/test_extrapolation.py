@@ -55,6 +55,14 @@ def test_a_vote_is_weighted_by_similarity() -> None:
     assert answer.interval is None
 
 
+def test_votes_of_equal_weight_are_counted() -> None:
+    hits = make_hits((0.9, {"sex": "male"}), (0.5, {"sex": "female"}), (0.3, {"sex": "female"}))
+    alike = OPEN.model_copy(update={"weighting": "equal"})
+    answer = extrapolate(hits, [SEX], alike)["sex"]
+    assert (answer.value, answer.support) == ("female", 3)
+    assert answer.agreement == pytest.approx(2 / 3)
+
+
 def test_a_boolean_vote_for_false_is_an_answer() -> None:
     hits = make_hits((0.9, {"itch": False}), (0.8, {"itch": False}), (0.7, {"itch": True}))
     answer = extrapolate(hits, [ITCH], OPEN)["itch"]

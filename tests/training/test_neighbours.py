@@ -8,6 +8,7 @@ from cohort.cohort import Cohort
 from index.extrapolation import extrapolate
 from index.lesions import Hit
 from tests.training.squares import LABELS
+from training.config import FitSettings
 from training.data import Rows, fit_schema, load_rows
 from training.neighbours import Neighbours, fit_extrapolation
 
@@ -111,19 +112,19 @@ def test_neighbours_that_are_too_few_leave_a_field_open(cohort: Cohort, rows: Ro
 
 def test_the_farthest_calibration_lesions_get_no_answer() -> None:
     scores = np.sort(np.random.default_rng(0).random((100, 15)), axis=1)[:, ::-1].astype(np.float32)
-    settings = fit_extrapolation(scores, neighbours=15, quantile=0.05)
+    settings = fit_extrapolation(scores, FitSettings(neighbours_too_far=0.05))
     assert (settings.neighbours, settings.min_support) == (15, 3)
     answered = (scores >= settings.min_similarity).sum(1) >= 3
     assert answered.mean() == 0.95
-    few = fit_extrapolation(scores[:, :2], neighbours=15)
+    few = fit_extrapolation(scores[:, :2], FitSettings())
     assert few.min_similarity == pytest.approx(np.quantile(scores[:, 1], 0.02))
     patients = scores.copy()
     patients[:30, 2:] = -np.inf
-    some = fit_extrapolation(patients, neighbours=15, quantile=0.05)
+    some = fit_extrapolation(patients, FitSettings(neighbours_too_far=0.05))
     assert (
         some.min_similarity
-        == fit_extrapolation(scores[30:], neighbours=15, quantile=0.05).min_similarity
+        == fit_extrapolation(scores[30:], FitSettings(neighbours_too_far=0.05)).min_similarity
     )
-    assert fit_extrapolation(patients[:30], neighbours=15).min_similarity == -1
-    alone = fit_extrapolation(np.full((4, 3), -1.000001, np.float32), neighbours=15)
+    assert fit_extrapolation(patients[:30], FitSettings()).min_similarity == -1
+    alone = fit_extrapolation(np.full((4, 3), -1.000001, np.float32), FitSettings())
     assert alone.min_similarity == -1
