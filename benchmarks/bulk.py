@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bundle.cpus import available_cpus
 from bundle.encoder import OnnxEncoders
 from bundle.images import decode_image, prepare_image
 from bundle.store import Bundle, open_bundle
 from cohort.cohort import Cohort
 from index.build import build_catalogue
-from index.pipeline import usable_cores
 from service.bulk import predict_files
 
 FloatArray = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ def write_files(cohort: Cohort, rows: list[int], folder: Path) -> None:
 def contenders(
     bundle: Bundle, cohort: Cohort, pixels: FloatArray, out: Path
 ) -> dict[str, Callable[[Rate], object]]:
-    cores = usable_cores()
+    cores = available_cpus()
     whole, single = OnnxEncoders(bundle, threads=cores), OnnxEncoders(bundle, threads=1)
 
     def index(report: Rate) -> None:
@@ -111,7 +111,7 @@ def main() -> None:
             work(rate)
             found[name].append(rate.figures())
     best = max(np.median([f[0] for f in found[name]]) for name in found if name.startswith("bare"))
-    print(f"{len(rows)} images at {spec.size_px} px, {usable_cores()} cores\n")
+    print(f"{len(rows)} images at {spec.size_px} px, {available_cpus()} cores\n")
     print("| | images per second | of the better bare loop | core ms an image | seconds beside |")
     print("| --- | --- | --- | --- | --- |")
     for name, figures in found.items():

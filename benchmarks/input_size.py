@@ -1,15 +1,16 @@
 """What a smaller input costs: accuracy and time of one encoder at several input sizes.
 
     python -m benchmarks.input_size fit COHORT --source FOLDER --out FOLDER [--sizes 224 168 112 84]
-    python -m benchmarks.input_size time --out FOLDER
+    python -m benchmarks.input_size time --source FOLDER --out FOLDER [--sizes ...]
     python -m benchmarks.input_size report --out FOLDER
 
 `fit` takes the checkpoint's own weights, cut at block 8 (one step of pre-training that leaves the
 image tower as it is, so that there is a run), fits the heads on the frozen features as `slimp fit`
 does, exports the bundle and writes down its answers to the test split from the image alone; the
-shorter side is scaled to 8/7 of the input. A size that is there is left alone. `time` runs the
-exported image encoders on ONNX Runtime, one round of all sizes after the other. `report` prints the
-table: differences are from the largest size, in pairs, by resampling lesions.
+shorter side is scaled to 8/7 of the input. A size that is there is left alone. `time` exports the
+same image encoders and runs them on ONNX Runtime with all threads, one round of all sizes after the
+other. `report` prints the table of the sizes that are there: differences are from the largest one,
+in pairs, by resampling lesions.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
+import torch
 
-from bundle.encoder import OnnxEncoders
-from bundle.store import open_bundle
+from bundle.cpus import available_cpus
 from cohort.cohort import Cohort
+from export.graphs import Graph, to_onnx
 from export.pack import export_run
 from training.conditions import absent, answer
 from training.config import Config, read_config
@@ -29,6 +32,7 @@ from training.data import Squares, load_rows
 from training.features import embed_rows
 from training.fit import fit
 from training.fitted import open_fitted
+from training.image_encoder import build_image_encoder
 from training.metrics import balanced_decision
 from training.report import show
 from training.resampling import Draws, Resampling, auroc_of, balanced_accuracy_of, estimate
@@ -93,10 +97,18 @@ def fit_sizes(options: argparse.Namespace) -> None:
         run_size(size, cohort, options.source, folder)
 
 
-def time_sizes(out: Path) -> None:
-    """Write the milliseconds an image of every exported encoder, the medians of the rounds."""
-    bundles = {int(path.parent.name): open_bundle(path) for path in out.glob("*/bundle")}
-    encoders = {size: OnnxEncoders(bundle) for size, bundle in sorted(bundles.items())}
+def load_encoder(size: int, source: str) -> ort.InferenceSession:
+    """Return the exported image encoder of one size."""
+    tower = build_image_encoder(config_at(size, source).image)
+    graph = Graph("image_encoder", tower, lambda n, _: (torch.randn(n, 3, size, size),))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    return ort.InferenceSession(to_onnx(graph), options, providers=["CPUExecutionProvider"])
+
+
+def time_sizes(options: argparse.Namespace) -> None:
+    """Write the milliseconds an image of every encoder, the medians of the rounds."""
+    encoders = {size: load_encoder(size, options.source) for size in options.sizes}
     seed = np.random.default_rng(0)
     taken: dict[str, list[float]] = {}
     for _ in range(ROUNDS + 1):
@@ -104,12 +116,14 @@ def time_sizes(out: Path) -> None:
             for batch in BATCHES:
                 pixels = seed.standard_normal((batch, 3, size, size), np.float32)
                 start = time.perf_counter()
-                encoder.embed_images(pixels)
+                encoder.run(None, {"pixels": pixels})
                 spent = (time.perf_counter() - start) / batch * 1000
                 taken.setdefault(f"{size} px, batch {batch}", []).append(spent)
     # The first round warms up.
     medians = {name: float(np.median(times[1:])) for name, times in taken.items()}
-    (out / "times.json").write_text(json.dumps(medians, indent=1) + "\n")
+    (options.out / "times.json").write_text(json.dumps(medians, indent=1) + "\n")
+    for name, spent in medians.items():
+        print(f"{name}: {spent:.1f} ms an image")
 
 
 def draws_of(file: Path) -> dict[str, Draws]:
@@ -150,17 +164,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     tasks = parser.add_subparsers(dest="task", required=True)
-    fitting = tasks.add_parser("fit")
+    fitting, timing = tasks.add_parser("fit"), tasks.add_parser("time")
     fitting.add_argument("cohort", type=Path)
-    fitting.add_argument("--source", required=True, help="Hugging Face folder or hub id")
-    fitting.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    for task in (fitting, tasks.add_parser("time"), tasks.add_parser("report")):
+    for task in (fitting, timing):
+        task.add_argument("--source", required=True, help="Hugging Face folder or hub id")
+        task.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    for task in (fitting, timing, tasks.add_parser("report")):
         task.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.task == "fit":
         fit_sizes(options)
     elif options.task == "time":
-        time_sizes(options.out)
+        time_sizes(options)
     else:
         report(options.out)
 

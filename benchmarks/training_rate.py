@@ -8,9 +8,10 @@ rate set at every step, logit scale clamped to ln 100) is written here plainly i
 its image transform (decode, RandomResizedCrop of 90 to 100 % of the area, bicubic, normalise) in a
 DataLoader with worker processes. Its image tower is ours; its other tower is once our record tower,
 so that the loops alone are compared, and once its text transformer (12 layers of width 384, 77
-tokens), which is what a user of open_clip would train on captions. Ours is `slimp train`: objective,
-masks, augmentation and logging as they are. All take turns in one run, each anew in every round;
-the first step of each is left out. `data wait` is the share of the time in which the loop waited.
+tokens), which is what a user of open_clip would train on captions. Ours is `slimp train`:
+objective, masks, augmentation and logging as they are. All take turns in one run, each anew in
+every round; the first step of each is left out. `data wait` is the share of the time in which the
+loop waited.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bundle.cpus import available_cpus
 from bundle.encoder import Encoders
 from bundle.errors import CatalogueError, InvalidImage
 from bundle.fields import Record
@@ -27,7 +28,7 @@ from index.cohort_lesions import (
     first_of,
 )
 from index.lesions import CatalogueLesion, FloatArray
-from index.pipeline import in_order, usable_cores
+from index.pipeline import in_order
 from index.thumbnails import make_thumbnail
 
 # Lesions added in one transaction, at least, but for the last.
@@ -169,7 +170,7 @@ def add_cohort(
     total = sum(len(lesion.images) for lesion in lesions)
     report, made = builder.report, list[CatalogueLesion]()
     read = map(builder.read, chunks(lesions, batch_size))
-    for looked in in_order(builder.look, read, threads=usable_cores()):
+    for looked in in_order(builder.look, read, threads=available_cpus()):
         made += builder.lesions(looked)
         if len(made) >= TRANSACTION_LESIONS:
             catalogue.add(made)

@@ -1,6 +1,5 @@
 """Work on many items by several threads, its results in the items' order and in bounded memory."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,13 +10,6 @@ Result = TypeVar("Result")
 
 # Items ahead of the one that is waited for, a thread: one in work, one that waits.
 AHEAD = 2
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def in_order(

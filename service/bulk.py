@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import overload
 
+from bundle.cpus import available_cpus
 from bundle.errors import InferenceError, InvalidImage, InvalidRecord
 from index.catalogue import Catalogue
-from index.pipeline import in_order, usable_cores
+from index.pipeline import in_order
 from service.bulk_records import Records, check_values, find_unused, read_records
 from service.bulk_table import (
     Journal,
@@ -60,6 +61,7 @@ def predict_files(
     *,
     metadata: Path | None = None,
     catalogue: Path | None = None,
+    variant: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> BulkSummary:
     """Write one row an image file: the answer, or the error that refused it.
@@ -74,6 +76,7 @@ def predict_files(
             place of an older one.
         metadata: a CSV with the column `image` (a file's name) and any fields.
         catalogue: the catalogue folder for extrapolated metadata; None extrapolates nothing.
+        variant: precision of the image encoder; None takes the one that the bundle chose.
         report: called with files done and files in all, after each batch.
 
     Raises:
@@ -87,18 +90,18 @@ def predict_files(
     _check_out(out, files if metadata is None else [*files, metadata])
     records = {} if metadata is None else read_records(metadata)
     unused = find_unused(records, files)
-    models = load_models(bundle, threads=1)
+    models = load_models(bundle, threads=1, variant=variant)
     check_values(records, models.schema)
-    manifest = models.manifest
+    bundle_id = models.manifest.bundle_id
     opened = (
         nullcontext()
         if catalogue is None
-        else Catalogue.open(catalogue, bundle_id=manifest.bundle_id, variant=manifest.variant)
+        else Catalogue.open(catalogue, bundle_id=bundle_id, variant=models.variant)
     )
     with opened as reference:
         made_with = {
-            "bundle": manifest.bundle_id,
-            "variant": manifest.variant,
+            "bundle": bundle_id,
+            "variant": models.variant,
             "metadata": None if metadata is None else _sha256(metadata),
             "catalogue": None if reference is None else _describe(reference),
         }
@@ -163,7 +166,7 @@ def _answer_files(
     batches = (missing[at : at + BATCH_FILES] for at in range(0, len(missing), BATCH_FILES))
     done = len(files) - len(missing)
     work = partial(_batch_rows, runtime, records)
-    for rows in in_order(work, batches, threads=usable_cores()):
+    for rows in in_order(work, batches, threads=available_cpus()):
         journal.add(rows)
         done += len(rows)
         report(done, len(files))

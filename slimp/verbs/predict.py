@@ -20,6 +20,9 @@ def predict(
     catalogue: Annotated[
         Path | None, Option(help="reference lesions, for extrapolated metadata")
     ] = None,
+    variant: Annotated[
+        str | None, Option(help="precision of the image encoder; by default the bundle's choice")
+    ] = None,
 ) -> None:
     """Classify image files, each as a lesion of its own.
 
@@ -37,6 +40,7 @@ def predict(
             out,
             metadata=metadata,
             catalogue=catalogue,
+            variant=variant,
             report=lambda done, total: report("predict", done, total),
         )
     if summary.refused:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from index.pipeline import AHEAD, in_order, usable_cores
+from index.pipeline import AHEAD, in_order
 
 
 def test_results_come_in_the_items_order_whichever_is_ready_first() -> None:
@@ -62,7 +62,3 @@ def test_threads_end_with_the_work() -> None:
     before = threading.active_count()
     assert len(list(in_order(str, range(10), threads=4))) == 10
     assert threading.active_count() == before
-
-
-def test_there_is_a_core() -> None:
-    assert usable_cores() >= 1
