@@ -42,8 +42,9 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 TILE_MARGIN = 2
 # Rows hashed at a time: a whole picture's bytes would double its memory.
 HASH_ROWS = 64
-# A picture this many times its prepared size or larger is averaged over blocks of pixels first, to
-# no less than that: of photographs a pixel comes out 2 of 255 off at most, in a fifth of the time.
+# A picture of six times its prepared size or more is averaged over blocks of pixels first, to no
+# less than three times: of photographs a pixel comes out 2 of 255 off at most, in a fifth of the
+# time.
 REDUCING_GAP = 3.0
 
 
