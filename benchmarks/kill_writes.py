@@ -31,7 +31,7 @@ from index.upkeep import verify
 from tests.fakes import BLUE, GREEN, RED, draw_image, make_lesion, write_bundle, write_catalogue
 
 WRITERS = 3
-READY_WITHIN_S = 60
+READY_WITHIN_S = 300
 COMPARE_EVERY = 10
 SEEN_WITHIN_S = 2.0
 
