@@ -51,6 +51,12 @@ class RequestTooLarge(e.LesionError):
     code: ClassVar[str] = "request_too_large"
 
 
+class TooManyHeaders(e.LesionError):
+    """More headers than any caller needs; reading them all would hold up the others."""
+
+    code: ClassVar[str] = "too_many_headers"
+
+
 class NotReady(e.LesionError):
     """The bundle and the catalogue are not loaded, or could not be."""
 
@@ -254,6 +260,7 @@ PROBLEMS: dict[type[e.LesionError], Problem] = {
     MalformedUpload: Problem(HTTPStatus.BAD_REQUEST),
     UnsupportedMedia: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     RequestTooLarge: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    TooManyHeaders: Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
     NotReady: UNAVAILABLE,
     Loading: UNAVAILABLE,
     LoadFailed: UNAVAILABLE,

@@ -21,6 +21,8 @@ from service.pictures import look, pool
 
 Confirmation = Literal["histopathology", "confocal", "follow_up", "consensus", "clinical"]
 SOURCE = "site"
+# What follows a lesion's id in the paths of other routes.
+OTHER_ROUTES = ("/similar", "/thumbnail")
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def add_lesion(
         NotAssessable: none of its images can be judged.
         LesionExists, DuplicateImage, RequestKeyReused, LesionGone: as `Catalogue.add_once` says.
     """
-    check_id("lesion_id", new.lesion_id)
-    check_id("patient_id", new.patient_id)
+    check_lesion_id(new.lesion_id)
+    check_printable("patient_id", new.patient_id)
     record = models.schema.parse(new.record)
     malignant = _malignant(models, new.diagnosis)
     pictures = pool(look(models, new.images, limits), range(len(new.images)))
@@ -122,7 +124,7 @@ def edit_lesion(
     """
     stored = catalogue.lesion(lesion_id)
     columns = {name: changes[name] for name in ("patient_id",) if name in changes}
-    check_id("patient_id", columns.get("patient_id"))
+    check_printable("patient_id", columns.get("patient_id"))
     said = {n: changes[n] for n in ("label", "malignant", "confirmed_by") if n in changes}
     if said:
         label = said.get("label", stored.label)
@@ -153,6 +155,7 @@ def _malignant(models: Models, diagnosis: Diagnosis) -> bool | None:
             "label must be confirmed",
             field="confirmed_by",
         )
+    check_printable("label", diagnosis.label)
     if diagnosis.label is None and diagnosis.confirmed_by is not None:
         raise InvalidRequest("label: expected what was confirmed, got none", field="label")
     if diagnosis.label not in models.labels:
@@ -167,13 +170,28 @@ def _malignant(models: Models, diagnosis: Diagnosis) -> bool | None:
     return known
 
 
-def check_id(name: str, value: str | None) -> None:
-    """Refuse an id that could not be asked for again.
+def check_lesion_id(value: str | None) -> None:
+    """Refuse an id that could not be asked for again under /lesions.
+
+    Raises:
+        InvalidRecord: a client would shorten its path, or it ends as another route does.
+    """
+    check_printable("lesion_id", value)
+    if value in (".", "..") or (value is not None and value.endswith(OTHER_ROUTES)):
+        raise InvalidRecord(
+            f"lesion_id: expected an id other than . and .., that does not end in "
+            f"{' or '.join(OTHER_ROUTES)}: nobody could ask for it",
+            field="lesion_id",
+        )
+
+
+def check_printable(name: str, value: str | None) -> None:
+    """Refuse a text that nobody could read.
 
     Raises:
         InvalidRecord: it is blank or holds a control character.
     """
     if value is not None and (not value.strip() or not value.isprintable()):
         raise InvalidRecord(
-            f"{name}: expected a printable id, got a blank or control one", field=name
+            f"{name}: expected printable text, got a blank or a control character", field=name
         )

@@ -5,6 +5,8 @@ unforeseen exception is logged as its type and the places it passed, without its
 might repeat a value.
 """
 
+import datetime
+import json
 import logging
 import sys
 import traceback
@@ -14,6 +16,7 @@ import structlog
 from structlog.contextvars import merge_contextvars
 
 Log = Any
+OURS = frozenset({"bundle", "index", "service"})
 
 
 def make_log(level: str, stream: TextIO | None = None) -> Log:
@@ -33,6 +36,34 @@ def make_log(level: str, stream: TextIO | None = None) -> Log:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
     )
+
+
+def log_libraries() -> None:
+    """Write what libraries warn of as JSON lines too, instead of each in its own way."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, JsonHandler) for handler in root.handlers):
+        root.addHandler(JsonHandler(logging.WARNING))
+
+
+class JsonHandler(logging.Handler):
+    """Writes one JSON line a record; of other people's code only the constant part of a message.
+
+    What a library puts into its message may come from an upload.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_ours = record.name.partition(".")[0] in OURS
+        line = {
+            "event": "library",
+            "library": record.name,
+            "detail": record.getMessage() if is_ours else str(record.msg),
+            "level": record.levelname.lower(),
+            "timestamp": datetime.datetime.now(datetime.UTC).isoformat(),
+        }
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            line |= describe_exception(record.exc_info[1])
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
 
 
 def describe_exception(error: BaseException) -> dict[str, Any]:

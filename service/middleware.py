@@ -14,13 +14,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from service.errors import TooManyHeaders
 from service.logging import describe_exception
-from service.problems import internal_error
+from service.problems import early_problem, internal_error
 from service.state import Service, route_of
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # The status that proxies log for a caller that went away.
 CLIENT_CLOSED = 499
+# Browsers and proxies send about thirty.
+MAX_HEADERS = 200
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PATCH", "DELETE"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -70,6 +73,10 @@ class RequestContext:
         self, scope: Scope, receive: Receive, send: Send, statuses: list[int], request_id: str
     ) -> None:
         try:
+            if len(scope["headers"]) > MAX_HEADERS:
+                error = TooManyHeaders(f"expected at most {MAX_HEADERS} headers a request")
+                await early_problem(self.service, scope, error)(scope, receive, send)
+                return
             await self.app(scope, receive, send)
         except ClientDisconnect:
             statuses.append(CLIENT_CLOSED)

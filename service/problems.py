@@ -67,6 +67,11 @@ def internal_error(service: Service, request_id: str) -> Response:
 def ledger_problem(service: Service, scope: Scope, error: LesionError) -> Response:
     """Return the answer in place of one that could not be written down."""
     service.log.error("audit_failed", code=error.code, detail=str(error))
+    return early_problem(service, scope, error)
+
+
+def early_problem(service: Service, scope: Scope, error: LesionError) -> Response:
+    """Return the answer to an error outside the app's routes, where nobody may be known yet."""
     status = PROBLEMS[type(error)].status
     request_id = str(scope["state"]["request_id"])
     return problem(

@@ -19,15 +19,20 @@ Ids = Annotated[list[Id], Field(max_length=MAX_EXCLUDED)]
 
 
 def parse_json(text: str) -> Any:
-    """Return what strict JSON says: no NaN, no infinity, no name twice.
+    """Return what strict JSON says: no NaN, no infinity, no name twice, no broken text.
 
     Raises:
         ValueError: it is not JSON; the message does not repeat the text.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_pairs)
+        read = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_pairs)
+        # Half a surrogate pair, written as an escape, is no text that could be answered or stored.
+        json.dumps(read, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected JSON of Unicode text, got half a surrogate pair") from None
     except (json.JSONDecodeError, RecursionError):
         raise ValueError("expected JSON") from None
+    return read
 
 
 def _refuse_constant(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import math
 import os
+import signal
 import socket
 from types import FrameType
 from typing import Any, cast
@@ -13,12 +15,16 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from service.app import create_app
+from service.connections import BoundedConnection
+from service.logging import log_libraries
 from service.settings import PREFIX, Settings
 from service.state import Service
 
 POLL_S = 0.05
 # A worker loads its bundle, and answers its keeper, within this time.
 WORKER_ANSWERS_WITHIN_S = 120
+DRAIN_SIGNAL = signal.SIGUSR1
+NO_SWAP = "a swap without a lost request needs two processes: set SLIMP_WORKERS=2, or start anew"
 
 
 def serve(settings: Settings) -> None:
@@ -27,20 +33,24 @@ def serve(settings: Settings) -> None:
     With several workers SIGHUP replaces one after the other: each new one has loaded what the
     settings then name before the old one ends, and where it cannot, the old one stays.
     """
+    log_libraries()
     if settings.workers > 1:
         _supervise(settings)
         return
-    server = DrainingServer(create_app(settings), settings)
+    app = create_app(settings)
+    # Its default would end the process with everybody inside.
+    signal.signal(signal.SIGHUP, lambda *_: app.state.service.log.warning("sighup", detail=NO_SWAP))
+    server = DrainingServer(app, settings)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
 
 
 def _supervise(settings: Settings) -> None:
     # Workers read the environment, as does whoever is started after a swap.
-    for name in settings.model_fields_set:
-        value = getattr(settings, name)
+    for name, value in settings.model_dump(mode="json", exclude_unset=True).items():
         if value is not None:
-            os.environ[PREFIX + name.upper()] = str(value)
+            text = value if isinstance(value, str) else json.dumps(value)
+            os.environ[PREFIX + name.upper()] = text
     # What cannot work says so here, once, and not in every worker.
     create_app(settings).state.service.close()
     config = uvicorn.Config(
@@ -50,19 +60,48 @@ def _supervise(settings: Settings) -> None:
         timeout_worker_healthcheck=WORKER_ANSWERS_WITHIN_S,
         **_options(settings),
     )
-    Multiprocess(config, sockets=[config.bind_socket()]).run()
+    Supervisor(config, sockets=[config.bind_socket()]).run()
 
 
 def worker_app() -> FastAPI:
     """Return the app of one worker, from the environment."""
-    return create_app()
+    log_libraries()
+    app = create_app()
+    service = cast(Service, app.state.service)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(DRAIN_SIGNAL, lambda: loop.create_task(_drain(service)))
+    return app
+
+
+async def _drain(service: Service) -> None:
+    """Take nothing more, and end this worker once no request waits for its answer."""
+    service.is_draining = True
+    while not service.scheduler.is_idle:
+        await asyncio.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Supervisor(Multiprocess):
+    """Keeps the workers; tells them apart whether one is followed by another or all are to end."""
+
+    def terminate_all(self) -> None:
+        """Have every worker say at /readyz that it is stopping, and end once nobody is inside."""
+        for process in self.processes:
+            if process.pid is not None and process.process.is_alive():
+                os.kill(process.pid, DRAIN_SIGNAL)
+        # A caller that comes when no worker listens is refused at once, not left to wait.
+        for door in self.sockets:
+            door.close()
 
 
 def _options(settings: Settings) -> dict[str, Any]:
     return {
+        "http": BoundedConnection,
         "host": settings.host,
         "port": settings.port,
         "log_level": "warning",
+        # `log_libraries` has said how.
+        "log_config": None,
         # The app writes its own line for every request, as JSON and without query strings.
         "access_log": False,
         "timeout_graceful_shutdown": math.ceil(settings.request_timeout_s),

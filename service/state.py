@@ -268,7 +268,7 @@ class Service:
             text_bytes=self.settings.max_text_bytes,
             body_bytes=self.settings.max_request_bytes,
         )
-        _check_length(request, limits)
+        _check_length(request, limits.body_bytes)
         async with self.scheduler.admit():
             content_type = request.headers.get("content-type", "")
             form = await read_form(content_type, request.stream(), parts_of(model), limits)
@@ -285,6 +285,7 @@ class Service:
         """Return what the runtime answers to a small JSON body, read under the limit of a text."""
         runtime = self.runtime()
         limit = self.settings.max_text_bytes
+        _check_length(request, limit)
         async with self.scheduler.admit():
             body = bytearray()
             async for part in request.stream():
@@ -336,12 +337,10 @@ def _open_audit(settings: Settings) -> AuditLog | None:
     return AuditLog(settings.ledger_folder)
 
 
-def _check_length(request: Request, limits: FormLimits) -> None:
+def _check_length(request: Request, limit: int) -> None:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limits.body_bytes:
-        raise RequestTooLarge(
-            f"expected at most {limits.body_bytes} bytes a request, got {declared}"
-        )
+    if declared.isdecimal() and int(declared) > limit:
+        raise RequestTooLarge(f"expected at most {limit} bytes a request, got {declared}")
 
 
 def route_of(scope: object) -> str:

@@ -59,6 +59,17 @@ class SimilarQuery(BaseModel):
     exclude_patient: Ids = Field(default=[], description="patients left out; may be repeated")
 
 
+class PageQuery(BaseModel):
+    """Which page of the catalogue."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cursor: str = Field(
+        default="", pattern="^[0-9]{0,18}$", description="as the page before gave it"
+    )
+    limit: int = Field(default=50, ge=1, le=MAX_PAGE, description="lesions on a page")
+
+
 @router.post(
     "/lesions",
     status_code=201,
@@ -104,16 +115,11 @@ def request_key(key: str | None, asked: NewLesionRequest) -> RequestKey | None:
 
 @router.get("/lesions", responses=ERRORS)
 async def lesions(
-    request: Request,
-    service: ServiceDep,
-    cursor: Annotated[
-        str, Query(pattern="^[0-9]{0,18}$", description="as the page before gave it")
-    ] = "",
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="lesions on a page")] = 50,
+    request: Request, service: ServiceDep, query: Annotated[PageQuery, Query()]
 ) -> LesionsResponse:
     """List the catalogue's lesions, page by page, in the order they were added."""
     page, following = await service.look_up(
-        request, lambda runtime: runtime.lesions(int(cursor or 0), limit)
+        request, lambda runtime: runtime.lesions(int(query.cursor or 0), query.limit)
     )
     return LesionsResponse(
         request_id=request_id_of(request),

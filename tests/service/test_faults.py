@@ -287,6 +287,8 @@ def workers(site: Path) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]
             env={
                 **environment,
                 "SLIMP_WORKERS": str(WORKERS),
+                # Handed on to the workers as it came: JSON.
+                "SLIMP_OIDC_SCOPES": '{"dermatology": "read"}',
                 "PYTHONPATH": str(Path(__file__).parents[2]),
             },
         )
@@ -329,11 +331,11 @@ def test_workers_are_replaced_and_bundles_swapped_without_a_lost_request(
     seen: list[str] = []
     stop = threading.Event()
 
-    def ask_on() -> None:
+    def ask_on(connection: str) -> None:
         with httpx.Client(base_url=client.base_url, timeout=30) as own:
             while not stop.is_set():
                 try:
-                    response = own.get("/model", headers={"Connection": "close"})
+                    response = own.get("/model", headers={"Connection": connection})
                 except httpx.HTTPError as error:
                     lost.append(repr(error))
                     continue
@@ -341,8 +343,9 @@ def test_workers_are_replaced_and_bundles_swapped_without_a_lost_request(
                     lost.append(response.text)
                 seen.append(response.json()["bundle_id"])
 
-    asking = threading.Thread(target=ask_on)
-    asking.start()
+    callers = [threading.Thread(target=ask_on, args=(c,)) for c in ("close", "keep-alive")]
+    for caller in callers:
+        caller.start()
     try:
         turn(site, "other bundle", "other catalogue")
         swap(process, seen, bundle_id)
@@ -358,7 +361,8 @@ def test_workers_are_replaced_and_bundles_swapped_without_a_lost_request(
         turn(site, "bundle", "catalogue")
     finally:
         stop.set()
-        asking.join()
+        for caller in callers:
+            caller.join()
     assert lost == []
     assert len(seen) > 20
     victim = children(process.pid)[0]
@@ -371,6 +375,43 @@ def test_workers_are_replaced_and_bundles_swapped_without_a_lost_request(
     assert victim not in children(process.pid)
     assert len(children(process.pid)) == WORKERS
     assert client.get("/livez").status_code == 200
+
+
+def test_workers_that_are_told_to_stop_answer_whoever_is_inside(
+    workers: tuple[httpx.Client, "subprocess.Popen[bytes]"],
+) -> None:
+    client, process = workers
+    files = {"image": ("i.png", draw_image(RED, seed=79))}
+    statuses: list[int] = []
+    lost: list[str] = []
+
+    def ask_until_told() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=30) as own:
+            while True:
+                try:
+                    statuses.append(own.post("/classify", files=files).status_code)
+                except httpx.ConnectError:
+                    # The answer before had said that it was the connection's last.
+                    return
+                except httpx.HTTPError as error:
+                    lost.append(repr(error))
+                    return
+                if statuses[-1] == 503:
+                    return
+
+    callers = [threading.Thread(target=ask_until_told) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    until = time.monotonic() + 30
+    while len(statuses) < 20 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    for caller in callers:
+        caller.join(60)
+    assert process.wait(60) == 0
+    assert lost == []
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 20
 
 
 def turn(site: Path, bundle: str, catalogue: str) -> None:

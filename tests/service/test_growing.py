@@ -103,6 +103,11 @@ def test_a_request_sent_again_answers_as_before_and_adds_nothing(site: TestClien
         ({"metadata": {"agee": 5}}, "unknown_field", "age"),
         ({"lesion_id": ""}, "invalid_request", "lesion_id"),
         ({"lesion_id": "a\\u0000b"}, "invalid_record", "printable"),
+        ({"lesion_id": ".."}, "invalid_record", "nobody could ask for it"),
+        ({"lesion_id": "a/similar"}, "invalid_record", "/similar or /thumbnail"),
+        ({"label": "a\nb", "confirmed_by": "clinical"}, "invalid_record", "printable"),
+        ({"patient_id": " "}, "invalid_record", "printable"),
+        ({"metadata": '{"\\ud800": 1}'}, "invalid_request", "surrogate"),
         ({"colour": "red"}, "invalid_request", "colour"),
     ],
 )
@@ -152,6 +157,8 @@ def test_an_edit_sets_what_it_names(site: TestClient) -> None:
         (b'{"malignant": "yes"}', 422, "invalid_request"),
         (b'{"label": "mel"}', 422, "invalid_request"),
         (b'{"metadata": {"sex": "x"}}', 422, "unknown_category"),
+        (b'{"metadata": {"\\ud800": 1}}', 422, "invalid_request"),
+        (b'{"label": "\\u0000", "confirmed_by": "clinical"}', 422, "invalid_record"),
         (b" " * 70_000, 413, "request_too_large"),
     ],
 )
@@ -185,7 +192,7 @@ def test_pages_hold_every_lesion_once(site: TestClient) -> None:
             break
         cursor = page["cursor"]
     assert seen == ["red-0", "red-1", *(f"blue-{n}" for n in range(5))]
-    for bad in ({"cursor": "x"}, {"limit": 0}, {"limit": 501}):
+    for bad in ({"cursor": "x"}, {"limit": 0}, {"limit": 501}, {"cursr": "1"}):
         assert_error(site.get("/lesions", params=bad), 422, "invalid_request")
 
 

@@ -123,8 +123,8 @@ def test_told_to_stop_the_service_says_so_and_ends_what_is_inside(
         blocked.may.set()
         assert inside.result().status_code == 200
         wait_for(lambda: not server.servers[0].sockets)
-        with pytest.raises(TransportError):
-            client.get("/readyz")
+        with Client(base_url=client.base_url) as late, pytest.raises(TransportError):
+            late.get("/readyz")
 
 
 def test_a_second_interrupt_does_not_wait_for_what_is_inside(

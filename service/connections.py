@@ -1,0 +1,111 @@
+"""How long a connection may keep the service waiting, and how it ends when the service stops.
+
+Uvicorn waits without limit for a request's head, for a body that nobody reads and for a caller that
+does not read its answer: each would hold a file handle for as long as a stranger likes.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+# A head arrives within this time, counted from its first byte or from the connection's opening.
+HEAD_WITHIN_S = 15.0
+# An answer is read within this time.
+READ_WITHIN_S = 60.0
+# Told to stop, an idle connection is kept open this long for a request that is on its way.
+LINGER_S = 1.0
+# At most this much is parsed at once while a head is awaited: h11 refuses a longer one then.
+HEAD_BYTES = 16_384
+
+
+class BoundedConnection(H11Protocol):
+    """One connection; `config.http` of the servers in `service/server.py`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._is_last = False
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head(HEAD_WITHIN_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        while self._is_idle and len(data) > HEAD_BYTES and not self.transport.is_closing():
+            super().data_received(data[:HEAD_BYTES])
+            data = data[HEAD_BYTES:]
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._is_idle:
+            if self._head is None:
+                self._await_head(HEAD_WITHIN_S)
+            return
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+        if self._is_last:
+            self._end_after_answer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        self._stop_waiting()
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """Be told that the service stops: the request that is inside, or on its way, is the last.
+
+        Uvicorn would close an idle connection at once, and lose a request that its caller has just
+        sent.
+        """
+        self._is_last = True
+        if self._is_idle:
+            self._await_head(LINGER_S)
+        else:
+            self._end_after_answer()
+
+    def _await_head(self, seconds: float) -> None:
+        if self._head is not None:
+            self._head.cancel()
+        self._head = self.loop.call_later(seconds, self._let_go)
+
+    def _let_go(self) -> None:
+        self._head = None
+        if self._is_idle:
+            self.transport.close()
+
+    def _await_reader(self) -> None:
+        self._unread = self.loop.call_later(READ_WITHIN_S, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _end_after_answer(self) -> None:
+        self.cycle.keep_alive = False
+        if CLOSE_HEADER not in self.cycle.scope["headers"]:
+            # Uvicorn then says so in the answer.
+            self.cycle.scope["headers"] = [*self.cycle.scope["headers"], CLOSE_HEADER]

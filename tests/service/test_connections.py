@@ -1,0 +1,173 @@
+"""Callers that send, read or stay in odd ways: each is answered or let go."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from fastapi import FastAPI
+from httpx2 import Client
+from starlette.testclient import TestClient
+
+from service import connections
+from service.logging import JsonHandler, log_libraries
+from service.server import DrainingServer
+from service.settings import Settings
+from tests.service.asking import assert_error
+
+HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+LIST = b"GET /lesions HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UNREAD_BODY = b"Content-Length: 9\r\n\r\nx"
+LET_GO_WITHIN_S = 20
+
+
+@pytest.fixture
+def server(make_app: Callable[..., FastAPI]) -> Iterator[tuple[DrainingServer, int]]:
+    """A server on a thread, and its port."""
+    opened = DrainingServer(make_app(), Settings())
+    door = socket.create_server(("127.0.0.1", 0))
+    port = door.getsockname()[1]
+    thread = threading.Thread(target=opened.run, args=([door],))
+    thread.start()
+    while not opened.started:
+        time.sleep(0.01)
+    yield opened, port
+    opened.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def connect(port: int) -> socket.socket:
+    opened = socket.create_connection(("127.0.0.1", port))
+    opened.settimeout(LET_GO_WITHIN_S)
+    return opened
+
+
+def read_all(opened: socket.socket) -> bytes:
+    """Return what comes until the other side ends the connection."""
+    received = b""
+    try:
+        while part := opened.recv(65_536):
+            received += part
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def send_on(opened: socket.socket, data: bytes, pause_s: float) -> OSError:
+    """Send the same again and again until that fails; return how."""
+    while True:
+        try:
+            opened.sendall(data)
+        except OSError as error:
+            return error
+        time.sleep(pause_s)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /li", HEAD + b"X: y\r\n", HEAD + b"\r\nGET /li", HEAD + UNREAD_BODY],
+    ids=["nothing", "half a line", "half a head", "half a second head", "half an unread body"],
+)
+def test_a_caller_that_does_not_go_on_is_let_go(
+    server: tuple[DrainingServer, int], sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.3)
+    with connect(server[1]) as opened:
+        opened.sendall(sent)
+        # TimeoutError would end the test: the connection would still be open.
+        answer = read_all(opened)
+    assert (b"200 OK" in answer) == (HEAD + b"\r\n" in sent or UNREAD_BODY in sent)
+
+
+def test_bytes_that_trickle_do_not_prolong_the_time_for_a_head(
+    server: tuple[DrainingServer, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.5)
+    with connect(server[1]) as opened:
+        opened.sendall(HEAD)
+        trickle = threading.Thread(target=send_on, args=(opened, b"X: y\r\n", 0.05))
+        trickle.start()
+        assert read_all(opened) == b""
+        trickle.join()
+
+
+def test_a_caller_that_does_not_read_its_answers_is_let_go(
+    server: tuple[DrainingServer, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "READ_WITHIN_S", 0.3)
+    with socket.socket() as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened.connect(("127.0.0.1", server[1]))
+        opened.settimeout(LET_GO_WITHIN_S)
+        # Were it not let go, sending would block and time out in the end.
+        assert isinstance(send_on(opened, LIST, 0), ConnectionError)
+
+
+def test_a_keep_alive_caller_is_answered_however_often_it_asks(
+    server: tuple[DrainingServer, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.2)
+    with Client(base_url=f"http://127.0.0.1:{server[1]}") as client:
+        for _ in range(8):
+            assert client.get("/livez").status_code == 200
+            time.sleep(0.1)
+
+
+def test_a_request_on_an_idle_connection_is_answered_when_the_service_stops(
+    server: tuple[DrainingServer, int],
+) -> None:
+    opened, port = server
+    with connect(port) as caller:
+        caller.sendall(HEAD + b"\r\n")
+        assert b"200 OK" in caller.recv(65_536)
+        opened.should_exit = True
+        while opened.servers[0].sockets:
+            time.sleep(0.01)
+        caller.sendall(HEAD + b"\r\n")
+        answer = read_all(caller)
+    assert b"200 OK" in answer
+    assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_long_head_is_refused(server: tuple[DrainingServer, int], count: int) -> None:
+    with connect(server[1]) as opened:
+        opened.sendall(HEAD + (b"X: " + b"y" * (40_000 // count) + b"\r\n") * count + b"\r\n")
+        assert b"400 Bad Request" in read_all(opened)
+
+
+def test_very_many_headers_are_refused_before_anybody_reads_them(client: TestClient) -> None:
+    sent = {f"X-{number}": "y" for number in range(300)}
+    assert_error(client.get("/livez", headers=sent), 431, "too_many_headers", "at most 200")
+
+
+def test_what_libraries_log_is_json_without_what_was_sent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = JsonHandler(logging.WARNING)
+    for name in ("python_multipart.multipart", "index.live"):
+        record = logging.LogRecord(name, logging.WARNING, "", 1, "got %r", ("canary",), None)
+        handler.emit(record)
+    theirs, ours = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (theirs["library"], theirs["detail"]) == ("python_multipart.multipart", "got %r")
+    assert ours["detail"] == "got 'canary'"
+    try:
+        raise ValueError("canary")
+    except ValueError as error:
+        failed = (ValueError, error, error.__traceback__)
+    handler.emit(logging.LogRecord("uvicorn.error", 40, "", 1, "failed", None, failed))
+    line = json.loads(capsys.readouterr().out)
+    assert line["exception"] == "ValueError"
+    assert "canary" not in json.dumps(line)
+
+
+def test_libraries_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    log_libraries()
+    log_libraries()
+    assert [type(handler) for handler in root.handlers] == [JsonHandler]
