@@ -62,6 +62,7 @@ class Service:
         self.is_draining = False
         self.audit = _open_audit(settings)
         self._checks: Checks | None = None
+        self._known_faults: tuple[str, ...] = ()
         self.stopping = asyncio.Event()
         self._runtime = runtime
         self._owns_runtime = runtime is None
@@ -171,7 +172,15 @@ class Service:
             self._checks = Checks(
                 runtime, self.audit, folders, lambda: self.scheduler.admitted == 0
             )
-        return await self._checks.faults()
+        faults = await self._checks.faults()
+        if faults != self._known_faults:
+            # Probes without a key are not told why; the log is, once.
+            self._known_faults = faults
+            if faults:
+                self.log.error("unhealthy", faults=faults)
+            else:
+                self.log.info("healthy")
+        return faults
 
     async def load(self) -> bool:
         """Load the runtime on a thread and return whether it is there.

@@ -238,14 +238,21 @@ def test_a_ledger_that_is_full_or_gone_is_named_and_nothing_is_answered(
 
 
 def test_a_full_disk_is_told_before_it_hurts(
-    site: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+    site: Path,
+    eager: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     usage = shutil.disk_usage(site)
     with serving(site) as client:
         wait_for(client, 200)
         full = usage._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
-        assert_error(client.get("/readyz"), 503, "unhealthy", "disk", "1000 bytes")
+        for _ in range(2):
+            assert_error(client.get("/readyz"), 503, "unhealthy", "disk", "1000 bytes")
+        said = [line for line in capsys.readouterr().out.splitlines() if '"unhealthy"' in line]
+        assert len(said) == 1
+        assert "1000 bytes" in said[0]
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
         wait_for(client, 200)
 
