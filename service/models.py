@@ -1,8 +1,10 @@
 """A loaded bundle: its models and fitted numbers, checked before anything is answered."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ class Models:
         encoders: its graphs, or a fake in tests.
         novelty: what training lesions look like; None in a bundle without `novelty.npz`.
         variant: precision of the image encoder.
+        decoding: held while pictures are decoded; bounds how many are in memory at full size.
     """
 
     manifest: Manifest
@@ -37,6 +40,7 @@ class Models:
     encoders: Encoders
     novelty: NoveltyModel | None
     variant: str = BASE_VARIANT
+    decoding: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         """Refuse a calibration that could not answer every request.

@@ -82,7 +82,7 @@ def look(
         InferenceError: an embedding is not finite.
     """
     memory = _Memory(models, cache)
-    with stage("decode"):
+    with models.decoding, stage("decode"):
         read = [_read(models, data, at, limits, memory) for at, data in enumerate(images)]
     with stage("infer"):
         new = [one for one in read if isinstance(one, Unseen)]

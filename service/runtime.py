@@ -5,10 +5,12 @@ Every method takes raw image bytes and raw metadata, checks them, and returns an
 and may be used from several threads at once.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bundle.cpus import available_cpus
 from bundle.errors import CatalogueError, InvalidSettings
 from bundle.fields import Record
 from bundle.images import ImageLimits
@@ -16,6 +18,7 @@ from index.catalogue import Catalogue, Exclusion, StoredLesion
 from index.filters import Filter, parse_filter
 from index.lesions import Receipt, RequestKey
 from service.assessment import assess, assess_each
+from service.batching import BatchedEncoders, Batching, measure_batching, warm
 from service.context import Candidate, answer_risk
 from service.embeddings import EmbeddingCache
 from service.errors import InvalidRequest, LedgerError
@@ -79,6 +82,12 @@ class Runtime:
         self.models.check_prevalence(self.prevalence)
         if self.catalogue is not None and self.cache is not None:
             self.catalogue.on_removal(self.cache.clear)
+
+    @property
+    def batched(self) -> BatchedEncoders | None:
+        """The image encoder's queue; None where every request runs it by itself."""
+        encoders = self.models.encoders
+        return encoders if isinstance(encoders, BatchedEncoders) else None
 
     @property
     def bundle_id(self) -> str:
@@ -275,6 +284,8 @@ class Runtime:
 
     def close(self) -> None:
         """Keep the vectors for the next start and release the databases."""
+        if self.batched is not None:
+            self.batched.close()
         if self.catalogue is not None:
             self.catalogue.save()
             self.catalogue.close()
@@ -332,8 +343,12 @@ def _with_contents(exclude: Exclusion, contents: Collection[str]) -> Exclusion:
     return Exclusion(exclude.lesions, exclude.patients, exclude.contents | frozenset(contents))
 
 
-def load_runtime(settings: Settings) -> Runtime:
+def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> Runtime:
     """Return the runtime once the bundle is proven on this machine and the catalogue is its own.
+
+    Args:
+        settings: name both.
+        inside: counts the requests that are being answered.
 
     Raises:
         InvalidSettings: the bundle or the catalogue is not named.
@@ -354,7 +369,7 @@ def load_runtime(settings: Settings) -> Runtime:
     erasures = Erasures(settings.ledger_folder)
     erasures.finish(catalogue)
     return Runtime(
-        models,
+        _queued(models, settings, inside),
         catalogue,
         erasures,
         limits=settings.image_limits,
@@ -362,4 +377,19 @@ def load_runtime(settings: Settings) -> Runtime:
         prevalence=settings.prevalence,
         max_k=settings.max_k,
         max_context_lesions=settings.max_context_lesions,
+    )
+
+
+def _queued(models: Models, settings: Settings, inside: Callable[[], int]) -> Models:
+    """Return the models with the image encoder behind a queue, warm."""
+    size_px, delay_s = models.manifest.image_input.size_px, settings.batch_delay_ms / 1000
+    if settings.max_batch == 0:
+        batching = measure_batching(models.encoders, size_px, delay_s)
+    else:
+        batching = Batching(settings.max_batch, delay_s)
+        warm(models.encoders, size_px, settings.max_batch)
+    return replace(
+        models,
+        encoders=BatchedEncoders(models.encoders, batching, inside=inside),
+        decoding=threading.BoundedSemaphore(settings.threads or available_cpus()),
     )

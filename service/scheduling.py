@@ -1,7 +1,8 @@
 """Who may be served now: a bounded number of requests, and threads that infer off the event loop.
 
 A request is admitted before its body is read, so that memory is bounded too. One that finds no room
-is turned away at once. A request whose time is over is answered, but the thread that works for it
+is turned away at once. Bulk requests have half of the threads at most: an interactive one that
+comes finds another. A request whose time is over is answered, but the thread that works for it
 cannot be stopped: until it ends it keeps its place, and when all threads are lost that way the
 service says that it is stalled.
 """
@@ -9,6 +10,7 @@ service says that it is stalled.
 import asyncio
 import contextvars
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 
 from bundle.errors import Overloaded
 from service.errors import TimedOut
+from service.tickets import Lane, Ticket, current_ticket
 
 Result = TypeVar("Result")
 
@@ -35,7 +38,9 @@ class Scheduler:
         self._threads = max_concurrency
         self._capacity = max_concurrency + max_queue
         self._timeout_s = timeout_s
+        self._bulk_places = max(1, max_concurrency // 2)
         self._admitted = 0
+        self._bulk = 0
         self._abandoned = 0
         self._counting = threading.Lock()
 
@@ -55,21 +60,21 @@ class Scheduler:
         return self._abandoned >= self._threads
 
     @asynccontextmanager
-    async def admit(self) -> AsyncIterator[None]:
-        """Hold one place for the block.
+    async def admit(self, lane: Lane = "interactive") -> AsyncIterator[Ticket]:
+        """Hold one place for the block; the ticket tells what works for it when to give up.
 
         Raises:
             Overloaded: no place is free.
             TimedOut: the block took longer than the request may.
         """
-        if self.admitted >= self._capacity:
-            raise Overloaded(
-                f"expected at most {self._capacity} requests at a time: send this one again later"
-            )
+        self.check_room(lane)
+        ticket = Ticket(time.monotonic() + self._timeout_s, lane)
+        current_ticket.set(ticket)
         self._admitted += 1
+        self._bulk += lane == "bulk"
         try:
             async with asyncio.timeout(self._timeout_s):
-                yield
+                yield ticket
         except TimeoutError:
             raise TimedOut(
                 f"no answer within {self._timeout_s:g} s: send the request again later, with "
@@ -77,6 +82,23 @@ class Scheduler:
             ) from None
         finally:
             self._admitted -= 1
+            self._bulk -= lane == "bulk"
+
+    def check_room(self, lane: Lane = "interactive") -> None:
+        """Do nothing while a request of this lane may come in.
+
+        Raises:
+            Overloaded: no place is free.
+        """
+        if self.admitted >= self._capacity:
+            raise Overloaded(
+                f"expected at most {self._capacity} requests at a time: send this one again later"
+            )
+        if lane == "bulk" and self._bulk >= self._bulk_places:
+            raise Overloaded(
+                f"expected at most {self._bulk_places} bulk requests at a time: send this one "
+                "again later"
+            )
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Return what the work returns, done on a thread with the caller's log context."""

@@ -316,6 +316,34 @@ class CatalogueDescription(Schema):
     revision: int
 
 
+class VariantDescription(Schema):
+    """The image encoder at one precision, as measured when the bundle was exported."""
+
+    name: str
+    runtime: str
+    images_per_second: dict[int, FiniteFloat] = Field(description="by batch, encoder alone")
+    macro_auroc: dict[str, FiniteFloat] = Field(
+        description="by held-out split, from the picture alone"
+    )
+    cosine_lowest: FiniteFloat | None = Field(
+        description="least likeness of a held-out picture's embedding to fp32's"
+    )
+
+
+class SchedulingDescription(Schema):
+    """How requests go through the image encoder here."""
+
+    threads: int = Field(description="within one inference; the container's quota bounds them")
+    max_batch: int = Field(description="pictures of several requests at once; 1: batches off")
+    max_delay_ms: FiniteFloat = Field(description="how long a picture waits for company")
+    images_per_second: dict[int, FiniteFloat] = Field(
+        description="by batch, measured when the service started; empty where the site chose. A "
+        "batch twice as large is tried only where the last one paid"
+    )
+    max_concurrency: int
+    max_queue: int
+
+
 class ModelResponse(Envelope, Warned):
     """What is served, for what it may be used, and the evidence behind it."""
 
@@ -330,6 +358,10 @@ class ModelResponse(Envelope, Warned):
     created_at: str
     software_version: str
     variant: str
+    variants: tuple[VariantDescription, ...] = Field(
+        description="what was measured at export; empty where nothing was"
+    )
+    scheduling: SchedulingDescription
     embedding_dim: int
     has_context: bool
     has_novelty_check: bool

@@ -148,11 +148,31 @@ class Settings(BaseSettings):
         gt=0,
         le=86_400,
     )
+    max_batch: int = setting(
+        0,
+        "pictures of several requests that go through the image encoder at once, a power of two; "
+        "0 measures at start what is fastest, 1 takes one at a time",
+        unit="pictures",
+        ge=0,
+        le=64,
+    )
+    batch_delay_ms: float = setting(
+        2.0,
+        "how long a picture waits for those of other requests that are inside, where batches pay",
+        unit="milliseconds",
+        ge=0,
+        le=1000,
+    )
     max_concurrency: int = setting(
-        2, "requests that decode and infer at the same time", unit="requests", ge=1, le=256
+        8,
+        "requests that are worked on at the same time; as many as there are processors decode, the "
+        "others wait for the image encoder. Bulk requests (`Priority: u=5` or higher) have half",
+        unit="requests",
+        ge=1,
+        le=256,
     )
     max_queue: int = setting(
-        16, "requests that may wait beyond those; more get 429", unit="requests", ge=0, le=10_000
+        4, "requests that may wait beyond those; more get 429", unit="requests", ge=0, le=10_000
     )
     request_timeout_s: float = setting(
         60.0,
@@ -204,6 +224,12 @@ class Settings(BaseSettings):
             raise ValueError("oidc_issuer, oidc_audience and oidc_jwks go together")
         if self.oidc_jwks is not None and self.oidc_jwks.startswith("http://"):
             raise ValueError("oidc_jwks must be a file or an https URL")
+        return self
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.max_batch.bit_count() > 1:
+            raise ValueError("max_batch must be a power of two, or 0")
         return self
 
     @model_validator(mode="after")

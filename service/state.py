@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Request
@@ -36,6 +36,7 @@ from service.scheduling import Scheduler
 from service.schemas import Envelope, MetadataEntry, Quality
 from service.settings import Settings
 from service.stages import measuring
+from service.tickets import Ticket, lane_of
 from service.uploads import FormLimits, read_form
 
 # Between two tries to load, and two looks at the threads.
@@ -109,6 +110,13 @@ class Service:
         )
 
     @property
+    def is_stalled(self) -> bool:
+        """Whether nothing can be answered: all threads are lost, or the encoder's is."""
+        encoder = None if self._runtime is None else self._runtime.batched
+        hangs = encoder is not None and encoder.busy_s > self.settings.request_timeout_s
+        return self.scheduler.is_stalled or hangs
+
+    @property
     def bundle_id(self) -> str | None:
         return None if self._runtime is None else self._runtime.bundle_id
 
@@ -155,7 +163,7 @@ class Service:
         """
         if self.failure is not None and told:
             raise LoadFailed(self.failure)
-        if self.scheduler.is_stalled:
+        if self.is_stalled:
             raise Stalled(
                 "every thread works for a request whose time is over: restart the service if this "
                 "stays"
@@ -191,7 +199,7 @@ class Service:
             return True
         started = time.perf_counter()
         loading = asyncio.get_running_loop().create_task(
-            asyncio.to_thread(load_runtime, self.settings)
+            asyncio.to_thread(load_runtime, self.settings, lambda: self.scheduler.admitted)
         )
         await asyncio.wait([loading])
         error = loading.exception()
@@ -228,7 +236,7 @@ class Service:
         since: float | None = None
         while True:
             await asyncio.sleep(WATCH_S)
-            since = (since or time.monotonic()) if self.scheduler.is_stalled else None
+            since = (since or time.monotonic()) if self.is_stalled else None
             if since is not None and time.monotonic() - since > self.settings.stall_exit_s:
                 self.log.critical("stalled", seconds=round(time.monotonic() - since))
                 os._exit(STALLED_EXIT)
@@ -278,12 +286,13 @@ class Service:
             body_bytes=self.settings.max_request_bytes,
         )
         _check_length(request, limits.body_bytes)
-        async with self.scheduler.admit():
+        async with self.scheduler.admit(lane_of(request.headers.get("priority"))) as ticket:
             content_type = request.headers.get("content-type", "")
             form = await read_form(content_type, request.stream(), parts_of(model), limits)
             note_input(request.scope, digest_form(form))
             asked = parse_form(model, form)
-            return await self._run(request, lambda: work(runtime, asked))
+            async with _watching(request, ticket):
+                return await self._run(request, lambda: work(runtime, asked))
 
     async def ask_json(
         self,
@@ -337,6 +346,22 @@ class Service:
         """Count a lesion that could not be assessed, by its reasons."""
         for reason in quality.reasons:
             self.metrics.not_assessable.labels(reason=reason).inc()
+
+
+@contextlib.asynccontextmanager
+async def _watching(request: Request, ticket: Ticket) -> AsyncIterator[None]:
+    """Mark the ticket when the client goes away during the block; the body has been read."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        ticket.is_left = True
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 def _open_audit(settings: Settings) -> AuditLog | None:

@@ -5,8 +5,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from bundle.calibration import Calibration
+from bundle.cpus import available_cpus
 from bundle.fields import MISSING_WORDS, Field
+from bundle.manifest import Variant
 from service.access.mode import OFF_BANNER, Mode
+from service.batching import Batching
 from service.problems import problems
 from service.runtime import Runtime
 from service.schemas import (
@@ -18,6 +21,8 @@ from service.schemas import (
     FieldsResponse,
     ModelResponse,
     OperatingPointDescription,
+    SchedulingDescription,
+    VariantDescription,
 )
 from service.settings import Settings
 from service.state import ServiceDep, request_id_of
@@ -52,6 +57,7 @@ def _describe_bundle(runtime: Runtime) -> dict[str, Any]:
         "created_at": manifest.created_at,
         "software_version": manifest.software_version,
         "variant": models.variant,
+        "variants": tuple(map(_describe_variant, manifest.variants)),
         "embedding_dim": manifest.embedding_dim,
         "has_context": models.encoders.has_context,
         "has_novelty_check": models.novelty is not None,
@@ -70,6 +76,7 @@ def _describe_site(runtime: Runtime, settings: Settings) -> dict[str, Any]:
     catalogue = runtime.catalogue
     return {
         "site_prevalence": runtime.prevalence,
+        "scheduling": _describe_scheduling(runtime, settings),
         "catalogue": CatalogueDescription(
             lesions=0 if catalogue is None else len(catalogue),
             revision=0 if catalogue is None else catalogue.revision,
@@ -79,6 +86,29 @@ def _describe_site(runtime: Runtime, settings: Settings) -> dict[str, Any]:
         "max_images_risk": settings.max_images_risk,
         "image_formats": runtime.limits.formats,
     }
+
+
+def _describe_variant(variant: Variant) -> VariantDescription:
+    near = variant.agreement
+    return VariantDescription(
+        name=variant.name,
+        runtime=variant.runtime,
+        images_per_second={speed.batch: speed.images_per_second for speed in variant.speeds},
+        macro_auroc={cost.split: cost.macro_auroc for cost in variant.costs},
+        cosine_lowest=None if near is None else near.cosine_lowest,
+    )
+
+
+def _describe_scheduling(runtime: Runtime, settings: Settings) -> SchedulingDescription:
+    batching = Batching() if runtime.batched is None else runtime.batched.batching
+    return SchedulingDescription(
+        threads=settings.threads or available_cpus(),
+        max_batch=batching.max_batch,
+        max_delay_ms=batching.max_delay_s * 1000,
+        images_per_second=dict(batching.rates),
+        max_concurrency=settings.max_concurrency,
+        max_queue=settings.max_queue,
+    )
 
 
 def _describe_calibration(calibration: Calibration) -> dict[str, CalibrationDescription]:

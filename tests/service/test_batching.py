@@ -1,0 +1,295 @@
+"""Pictures of several requests in one run of the encoder: who goes together, who fails alone."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
+
+from bundle.errors import InferenceError, Overloaded
+from service.batching import BatchedEncoders, Batching, measure_batching, warm
+from service.errors import TimedOut
+from service.tickets import Lane, Ticket, current_ticket, lane_of
+from tests.fakes import DIM, FakeEncoders
+
+FloatArray = npt.NDArray[np.float32]
+POISON, NAN, CRASH = -1.0, -2.0, -3.0
+
+
+@dataclass(frozen=True)
+class Watched(FakeEncoders):
+    """Embeds a picture as its first number; remembers its batches; poisonous pictures fail it."""
+
+    batches: list[list[float]] = field(default_factory=list)
+    may: threading.Event = field(default_factory=threading.Event)
+
+    def embed_images(self, pixels: FloatArray) -> FloatArray:
+        assert self.may.wait(600)
+        numbers = pixels[:, 0, 0, 0]
+        self.batches.append(numbers.tolist())
+        if POISON in numbers:
+            raise InferenceError("poison")
+        if NAN in numbers:
+            raise InferenceError("the model answered with a number that is not finite")
+        if CRASH in numbers:
+            raise ZeroDivisionError
+        return np.repeat(numbers[:, None], DIM, axis=1)
+
+
+def picture(*numbers: float) -> FloatArray:
+    """Return (N, 3, 2, 2) float32 pictures that hold these numbers."""
+    return np.repeat(np.array(numbers, np.float32), 12).reshape(-1, 3, 2, 2)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+class Callers:
+    """Callers on threads, each with a ticket of its own."""
+
+    def __init__(self, encoders: BatchedEncoders) -> None:
+        self.encoders = encoders
+        self.pool = ThreadPoolExecutor(32)
+
+    def ask(
+        self, *numbers: float, within_s: float = 60.0, lane: Lane = "interactive"
+    ) -> tuple[Future[FloatArray], Ticket]:
+        ticket = Ticket(time.monotonic() + within_s, lane)
+        context = copy_context()
+        context.run(current_ticket.set, ticket)
+        before = self.encoders.arrived
+        asked = self.pool.submit(context.run, self.encoders.embed_images, picture(*numbers))
+        wait_for(lambda: asked.done() or self.encoders.arrived > before)
+        return asked, ticket
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    encoders = Watched()
+    yield encoders
+    encoders.may.set()
+
+
+def occupied(watched: Watched, max_batch: int = 8) -> Callers:
+    """Return callers of an encoder that is busy with a first picture, so that others wait."""
+    callers = Callers(BatchedEncoders(watched, Batching(max_batch)))
+    callers.pool.submit(callers.encoders.embed_images, picture(99))
+    wait_for(lambda: callers.encoders.busy_s > 0 and callers.encoders.waiting == 0)
+    return callers
+
+
+def test_what_waits_goes_together_by_powers_of_two_and_everyone_gets_his_own(
+    watched: Watched,
+) -> None:
+    callers = occupied(watched)
+    asked = [callers.ask(number)[0] for number in range(7)]
+    watched.may.set()
+    assert [one.result().tolist() for one in asked] == [[[number] * DIM] for number in range(7)]
+    assert watched.batches == [[99], [0, 1, 2, 3], [4, 5], [6]]
+    assert callers.encoders.busy_s == 0
+
+
+def test_a_request_of_many_pictures_gets_them_in_order_whatever_the_batch(
+    watched: Watched,
+) -> None:
+    callers = occupied(watched, max_batch=2)
+    asked, _ = callers.ask(1, 2, 3)
+    watched.may.set()
+    assert asked.result()[:, 0].tolist() == [1, 2, 3]
+    assert watched.batches == [[99], [1, 2], [3]]
+
+
+@pytest.mark.parametrize("poison", [POISON, NAN, CRASH])
+def test_a_poisonous_picture_fails_alone(watched: Watched, poison: float) -> None:
+    callers = occupied(watched)
+    asked = [callers.ask(number)[0] for number in (1, poison, 2, 3)]
+    watched.may.set()
+    error = ZeroDivisionError if poison == CRASH else InferenceError
+    with pytest.raises(error):
+        asked[1].result()
+    assert [asked[i].result()[0, 0] for i in (0, 2, 3)] == [1, 2, 3]
+    assert watched.batches == [[99], [1, poison, 2, 3], [1], [poison], [2], [3]]
+    assert callers.ask(5)[0].result()[0, 0] == 5
+
+
+def test_nobody_waits_for_company_that_is_not_inside(watched: Watched) -> None:
+    watched.may.set()
+    patient = Batching(8, max_delay_s=600)
+    alone = BatchedEncoders(watched, patient, inside=lambda: 1)
+    assert alone.embed_images(picture(1))[0, 0] == 1
+    company = Callers(BatchedEncoders(watched, patient, inside=lambda: 2))
+    first, _ = company.ask(1)
+    assert company.encoders.embed_images(picture(2))[0, 0] == 2
+    assert first.result()[0, 0] == 1
+    assert watched.batches == [[1], [1, 2]]
+    hurried = BatchedEncoders(watched, Batching(8, max_delay_s=0.01), inside=lambda: 2)
+    assert hurried.embed_images(picture(3))[0, 0] == 3
+
+
+def test_interactive_pictures_overtake_bulk_ones(watched: Watched) -> None:
+    callers = occupied(watched, max_batch=2)
+    for number in (1, 2, 3):
+        callers.ask(number, lane="bulk")
+    asked = [callers.ask(number)[0] for number in (4, 5, 6)]
+    watched.may.set()
+    assert [one.result()[0, 0] for one in asked] == [4, 5, 6]
+    wait_for(lambda: callers.encoders.busy_s == 0)
+    assert watched.batches == [[99], [4, 5], [6, 1], [2, 3]]
+
+
+def test_whoever_left_or_is_late_is_passed_over(watched: Watched) -> None:
+    callers = occupied(watched)
+    left, ticket = callers.ask(1)
+    late, _ = callers.ask(2, within_s=0.05)
+    stays, _ = callers.ask(3)
+    ticket.is_left = True
+    with pytest.raises(TimedOut):
+        late.result()
+    watched.may.set()
+    assert stays.result()[0, 0] == 3
+    with pytest.raises(ClientDisconnect):
+        left.result()
+    assert watched.batches == [[99], [3]]
+
+
+def test_a_hang_costs_each_caller_his_own_time_and_is_seen(watched: Watched) -> None:
+    callers = Callers(BatchedEncoders(watched, Batching(4)))
+    first, _ = callers.ask(1, within_s=0.1)
+    second, _ = callers.ask(2, within_s=0.1)
+    for asked in (first, second):
+        with pytest.raises(TimedOut):
+            asked.result()
+    assert callers.encoders.busy_s > 0.05
+    watched.may.set()
+    wait_for(lambda: callers.encoders.busy_s == 0)
+    assert callers.ask(3)[0].result()[0, 0] == 3
+
+
+def test_more_pictures_than_may_wait_are_refused(watched: Watched) -> None:
+    callers = Callers(BatchedEncoders(watched, Batching(2), max_waiting=2))
+    callers.ask(1)
+    wait_for(lambda: callers.encoders.waiting == 0)
+    callers.ask(2, 3)
+    with pytest.raises(Overloaded, match="at most 2 pictures"):
+        callers.encoders.embed_images(picture(4))
+    watched.may.set()
+
+
+def test_what_waits_when_the_service_ends_is_told(watched: Watched) -> None:
+    callers = occupied(watched)
+    asked, _ = callers.ask(1)
+    callers.encoders.close()
+    with pytest.raises(TimedOut):
+        asked.result()
+    with pytest.raises(Overloaded):
+        callers.encoders.embed_images(picture(2))
+    watched.may.set()
+
+
+@settings(max_examples=40)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([1.0, 2.0, 3.0, POISON, CRASH]), min_size=1, max_size=5),
+            st.sampled_from(["stays", "stays", "leaves"]),
+            st.sampled_from(["interactive", "bulk"]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    max_batch=st.sampled_from([1, 2, 4, 8]),
+    early=st.booleans(),
+)
+def test_whatever_comes_everyone_gets_his_own_answer_or_his_own_error(
+    asked: list[tuple[list[float], str, Lane]], max_batch: int, early: bool
+) -> None:
+    watched = Watched()
+    callers = Callers(BatchedEncoders(watched, Batching(max_batch)))
+    if early:
+        watched.may.set()
+    answers = []
+    for numbers, what, lane in asked:
+        answer, ticket = callers.ask(*numbers, lane=lane)
+        ticket.is_left = what == "leaves"
+        answers.append(answer)
+    watched.may.set()
+    for (numbers, what, _), answer in zip(asked, answers, strict=True):
+        error = answer.exception(timeout=600)
+        if error is None:
+            assert answer.result()[:, 0].tolist() == numbers
+        elif isinstance(error, ClientDisconnect):
+            assert what == "leaves"
+        else:
+            bad = [n for n in numbers if n < 0]
+            assert isinstance(error, InferenceError if bad[0] == POISON else ZeroDivisionError)
+    wait_for(lambda: callers.encoders.busy_s == 0)
+    assert callers.encoders.waiting == 0
+    assert all(len(batch).bit_count() == 1 for batch in watched.batches)
+    assert all(len(batch) <= max_batch for batch in watched.batches)
+    callers.pool.shutdown()
+
+
+def rates_of(seconds: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Batching:
+    """Return what is chosen where a batch takes so many seconds."""
+    now = [0.0]
+
+    class Timed(FakeEncoders):
+        def embed_images(self, pixels: FloatArray) -> FloatArray:
+            now[0] += seconds[len(pixels)]
+            return super().embed_images(pixels)
+
+    monkeypatch.setattr("service.batching.time.perf_counter", lambda: now[0])
+    return measure_batching(Timed(), 4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen", "tried"),
+    [
+        ({1: 1, 2: 2}, 1, 2),
+        ({1: 1, 2: 1.5, 4: 3}, 2, 4),
+        ({1: 1, 2: 1.5, 4: 2, 8: 3}, 8, 8),
+        ({1: 1, 2: 1.5, 4: 2, 8: 3.9}, 4, 8),
+    ],
+)
+def test_batches_are_used_only_where_they_pay(
+    seconds: dict[int, float], chosen: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rates_of(seconds, monkeypatch)
+    assert found.max_batch == chosen
+    assert found.max_delay_s == (0.5 if chosen > 1 else 0)
+    assert max(found.rates) == tried
+    assert found.rates[2] == pytest.approx(2 / seconds[2])
+
+
+def test_every_batch_that_may_be_used_is_warmed(watched: Watched) -> None:
+    watched.may.set()
+    warm(watched, 2, 8)
+    assert [len(batch) for batch in watched.batches] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("priority", "lane"),
+    [
+        (None, "interactive"),
+        ("", "interactive"),
+        ("u=3", "interactive"),
+        ("u=5", "bulk"),
+        ("i, u=7", "bulk"),
+        ("u=9", "interactive"),
+        ("nonsense", "interactive"),
+    ],
+)
+def test_a_header_asks_for_the_bulk_lane(priority: str | None, lane: Lane) -> None:
+    assert lane_of(priority) == lane
