@@ -25,6 +25,7 @@ from service.schemas import ProblemResponse
 from service.settings import Settings, read_settings
 from service.state import Service
 from service.tracing import Tracing, start_tracing
+from service.unread import UnreadBodies
 
 DESCRIPTION = f"""Skin lesion images and metadata: classification, similar lesions, a patient's
 lesions in context.
@@ -69,6 +70,7 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
     app.add_middleware(AuditTrail, service=service)
     app.add_middleware(Tracing, service=service)
     app.add_middleware(RequestContext, service=service)
+    app.add_middleware(UnreadBodies)
     _complete_document(app, table)
     if service.gate.mode is Mode.OFF:
         service.log.warning("access_control_off", detail=OFF_BANNER)

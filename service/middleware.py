@@ -41,7 +41,7 @@ SECURITY_HEADERS = {
 
 
 class RequestContext:
-    """Pure ASGI middleware; the outermost of the app's own layers."""
+    """Pure ASGI middleware; the outermost of the app's own layers but for `UnreadBodies`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app

@@ -198,7 +198,7 @@ def test_what_waits_when_the_service_ends_is_told(watched: Watched) -> None:
     watched.may.set()
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     asked=st.lists(
         st.tuples(
