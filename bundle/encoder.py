@@ -132,7 +132,8 @@ class OnnxEncoders:
 
         Args:
             bundle: the verified bundle; graphs are read through it, so that what runs was checked.
-            threads: threads within one inference; 0 takes all processors that are this process's.
+            threads: threads within one inference of the image encoder; 0 takes all processors that
+                are this process's.
             providers: ONNX Runtime execution providers, best first; None takes CUDA where the
                 installed build has it, and the CPU.
             variant: precision of the image encoder; None takes the one that the manifest chose.
@@ -151,8 +152,10 @@ class OnnxEncoders:
         self.variant = bundle.manifest.find_variant(variant)
         threads = threads or available_cpus()
         options = _session_options(threads)
+        # The other graphs take less than it takes to wake a second thread.
+        small = _session_options(1)
         self._sessions = {
-            name: _load_graph(bundle, name, options, chosen)
+            name: _load_graph(bundle, name, small, chosen)
             for name in GRAPHS
             if bundle.has(f"{name}.onnx") and name != IMAGE_ENCODER
         }

@@ -386,12 +386,12 @@ def options_of(bundle: Bundle, **settings: Any) -> list[dict[str, Any]]:
     return asked
 
 
-def test_threads_reach_every_session_and_0_takes_what_the_process_may_use(
+def test_threads_reach_the_image_encoder_and_0_takes_what_the_process_may_use(
     pristine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder, "available_cpus", lambda: 3)
-    assert [o["threads"] for o in options_of(pristine_bundle, threads=2)] == [2] * len(GRAPHS)
-    assert [o["threads"] for o in options_of(pristine_bundle)] == [3] * len(GRAPHS)
+    assert [o["threads"] for o in options_of(pristine_bundle, threads=2)] == [1, 1, 1, 1, 2]
+    assert [o["threads"] for o in options_of(pristine_bundle)] == [1, 1, 1, 1, 3]
     assert {o["severity"] for o in options_of(pristine_bundle)} == {3}
 
 
