@@ -52,6 +52,7 @@ from training.features import classify_rows, embed_rows, measure_rows, record_fe
 from training.heads import Classifier, ContextModel
 from training.model import Slimp
 from training.neighbours import Neighbours, fit_extrapolation
+from training.precision import trained_attention
 from training.progress import StageReport, silent
 from training.run import (
     RunInfo,
@@ -240,18 +241,20 @@ class Fitting:
             squares = self._read(train.rows, square)
         loader = image_loader(squares, batches=batches, workers=config.batch.workers)
         augment: nn.Module = Augment(config.augment, config.image.input)
-        train_classifier(
-            self.towers,
-            self.classifier,
-            tuned_features(self.towers, loader, augment, batches, config.precision),
-            train.rows,
-            self._conditions(train.rows, train.extrapolated),
-            config.fit,
-            tune=True,
-            steps_per_epoch=len(batches),
-            seed=config.seed,
-            report=partial(self.report, "fine-tune"),
-        )
+        device = next(self.towers.parameters()).device
+        with trained_attention(self.towers.image.backbone, config.precision, device):
+            train_classifier(
+                self.towers,
+                self.classifier,
+                tuned_features(self.towers, loader, augment, batches, config.precision),
+                train.rows,
+                self._conditions(train.rows, train.extrapolated),
+                config.fit,
+                tune=True,
+                steps_per_epoch=len(batches),
+                seed=config.seed,
+                report=partial(self.report, "fine-tune"),
+            )
 
     def _logits(self, part: Part, condition: Condition) -> FloatArray:
         encoders = self._encoders()

@@ -4,7 +4,6 @@ The lesion tower reads lesion-level fields only and the patient tower patient-le
 otherwise the outer loss would be solved by copying.
 """
 
-import torch
 from torch import nn
 
 from bundle.fields import FieldSchema, Level
@@ -13,7 +12,6 @@ from training.config import Config
 from training.image_encoder import build_image_encoder
 from training.objectives import build_objective, build_views
 from training.objectives.objective import Term
-from training.precision import is_bf16
 from training.record_encoder import RecordEncoder
 
 
@@ -33,11 +31,6 @@ class Slimp(nn.Module):
         """
         super().__init__()
         self.image = build_image_encoder(config.image, pretrained=pretrained)
-        processor = torch.device("cpu")
-        if not torch.accelerator.is_available() and is_bf16(config.precision, processor):
-            # In bfloat16 a processor trains through plain products a fifth to a third faster than
-            # through torch's fused attention; in float32 it is the other way round.
-            self.image.backbone.set_attn_implementation("eager")
         dim = self.image.width
         lesion, patient = schema.at("lesion"), schema.at("patient")
         self.lesion = RecordEncoder(lesion, config.record, dim) if lesion else None

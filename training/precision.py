@@ -1,6 +1,10 @@
 """Which autocast type a device is worth."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from transformers import PreTrainedModel
 
 
 def is_bf16(precision: str, device: torch.device) -> bool:
@@ -14,3 +18,21 @@ def is_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@contextmanager
+def trained_attention(
+    backbone: PreTrainedModel, precision: str, device: torch.device
+) -> Iterator[None]:
+    """Compute attention in the block as it trains fastest on this device.
+
+    In bfloat16 a processor trains through plain products a fifth to a third faster than through
+    torch's fused attention; in float32, and on other devices, the fused one is ahead.
+    """
+    chosen: str = backbone.config._attn_implementation
+    if device.type == "cpu" and is_bf16(precision, device):
+        backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation(chosen)

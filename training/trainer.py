@@ -31,7 +31,7 @@ from training.objectives.nested import Nested
 from training.objectives.objective import Term
 from training.objectives.supervised import Supervised
 from training.objectives.whole_record import WholeRecord
-from training.precision import is_bf16
+from training.precision import is_bf16, trained_attention
 from training.prefetch import one_ahead
 from training.processes import average_gradients, this_process
 from training.progress import StepReport, silent
@@ -242,7 +242,12 @@ class Trainer:
     def run(self, report: StepReport) -> None:
         """Train to the end, logging and checkpointing on the way."""
         self.model.train()
-        with MetricsLog(self.out) if self.accelerator.is_main_process else nullcontext() as log:
+        with (
+            MetricsLog(self.out) if self.accelerator.is_main_process else nullcontext() as log,
+            trained_attention(
+                self.model.image.backbone, self.config.precision, self.accelerator.device
+            ),
+        ):
             for metrics in self._steps():
                 step = self.progress.step
                 if log is not None:
