@@ -2,10 +2,11 @@
 
     python -m benchmarks.split_study COHORT FEATURES...
 
-FEATURES are .npy files of (N, D) features of all images of the cohort, in its order, or pre-trained
-runs, whose frozen image tower makes them. Ten nearest neighbours and balanced logistic regression
-answer a fifth of the images, five times: whole patients (lesions where there are no patient ids)
-apart, or images drawn at random. Mean over the folds and the files; intervals resample patients.
+FEATURES are .npy files of (N, D) features of all images of the cohort, in its order; pre-trained
+runs; or checkpoints in Hugging Face layout, read out as `benchmarks/frozen_anchor.py` does. Ten
+nearest neighbours and balanced logistic regression answer a fifth of the images, five times: whole
+patients (lesions where there are no patient ids) apart, or images drawn at random. Mean over the
+folds and the files; intervals resample patients.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.experiments import frozen_features
+from benchmarks.frozen_anchor import frozen_features as checkpoint_features
 from cohort.cohort import Cohort
 from cohort.splits import SPLITS
 from training.data import Rows, load_rows
@@ -34,6 +36,8 @@ def features_of(path: Path, cohort: Cohort, rows: Rows) -> FloatArray:
     if path.suffix == ".npy":
         stored: FloatArray = np.load(path)
         return stored[rows.position]
+    if not (path / "run.json").exists():
+        return checkpoint_features(str(path), cohort, rows)
     return frozen_features(load_towers(path), cohort, rows, read_run_config(path)).image
 
 
