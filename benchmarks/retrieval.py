@@ -1,9 +1,8 @@
 """How fast and how exactly vectors are searched, beside bare FAISS and other libraries.
 
     python -m benchmarks.retrieval speed FOLDER [--size 400000] [--queries EMBEDDINGS.npy]
-    python -m benchmarks.retrieval growth FOLDER [--sizes 10000 100000 400000 1000000]
+    python -m benchmarks.retrieval growth FOLDER [--sizes 10000 100000 400000]
     python -m benchmarks.retrieval compressed FOLDER [--size 10000000]
-    python -m benchmarks.retrieval report FOLDER
 
 Vectors are those of `benchmarks.retrieval_vectors`; FOLDER keeps them, the indexes and what was
 measured, so that a later call goes on. Queries are real embeddings that the generator was not

@@ -99,7 +99,7 @@ class ApproximateIndex:
     @property
     def is_worn(self) -> bool:
         """Whether so much was removed that the index should be built anew."""
-        return len(self) < (1 - MOST_REMOVED) * self._near.ntotal
+        return len(self) < (1 - MOST_REMOVED) * int(self._near.ntotal)
 
     def propose(self, ids: IdArray) -> None:
         """Have (N,) int64 ids of the exact index proposed as well."""
@@ -212,8 +212,8 @@ def _overwrite(near: Any, ids: IdArray) -> None:
 
     The graph stays connected, and an erased vector is neither in memory nor in what is saved.
     """
-    graph = faiss.downcast_index(near.index)
-    storage = faiss.downcast_index(graph.storage)
+    graph = dynamic.downcast_index(near.index)
+    storage = dynamic.downcast_index(graph.storage)
     places = np.flatnonzero(np.isin(faiss.vector_to_array(near.id_map), ids))
     if len(places) == 0:
         return

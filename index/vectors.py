@@ -258,7 +258,7 @@ class FlatIndex:
         if not self._is_mapped:
             return
         mapped, ids = self._index, self.ids()
-        flat = faiss.downcast_index(mapped.index)
+        flat = dynamic.downcast_index(mapped.index)
         self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(mapped.d))
         if len(ids):
             stored = dynamic.rev_swig_ptr(flat.get_xb(), len(ids) * mapped.d)
