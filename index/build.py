@@ -18,6 +18,7 @@ from bundle.images import content_hash, decode_image, prepare_image
 from bundle.store import Bundle, staged_folder
 from cohort.cohort import Cohort
 from index.catalogue import Catalogue
+from index.choice import AUTO, RECALL, Measured
 from index.cohort_lesions import (
     CohortLesion,
     Disagreement,
@@ -58,6 +59,7 @@ class BuildReport:
         lesions_without_image: lesions left out because none of their images could be decoded.
         rejected_values: values that the bundle's schema does not accept; they are missing.
         disagreements: lesions whose images carry different labels or values; the first is kept.
+        index: how an approximate index was measured; None where every vector is compared.
     """
 
     lesions: int = 0
@@ -67,6 +69,7 @@ class BuildReport:
     lesions_without_image: list[str] = field(default_factory=list)
     rejected_values: list[RejectedValue] = field(default_factory=list)
     disagreements: list[Disagreement] = field(default_factory=list)
+    index: Measured | None = None
 
 
 def build_catalogue(
@@ -78,6 +81,8 @@ def build_catalogue(
     splits: Collection[str] = ("train",),
     batch_size: int = 16,
     variant: str | None = None,
+    factory: str = AUTO,
+    recall: float = RECALL,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Write a catalogue of the cohort's lesions; it appears under its name only when complete.
@@ -91,6 +96,8 @@ def build_catalogue(
         splits: which lesions; an evaluation is honest only while its own split stays out.
         batch_size: images embedded at once, 1 or more.
         variant: the encoders' precision; None where it is the bundle's choice.
+        factory: the vector index; as `Catalogue.choose_index` takes it.
+        recall: the least recall of an approximate index.
         progress: called with the images done and the images in all, after each chunk.
 
     Returns:
@@ -98,7 +105,8 @@ def build_catalogue(
 
     Raises:
         BundleError: `out` is taken.
-        CatalogueError: the splits hold no lesion, or none whose images can be decoded.
+        CatalogueError: the splits hold no lesion, or none whose images can be decoded; or the
+            vector index that was asked for cannot be made.
         CohortError: the cohort cannot be read.
     """
     manifest = bundle.manifest
@@ -119,6 +127,7 @@ def build_catalogue(
                 batch_size=batch_size,
                 progress=progress,
             )
+            report.index = catalogue.choose_index(factory=factory, recall=recall)
             catalogue.save()
         if report.lesions == 0:
             raise CatalogueError(

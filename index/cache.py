@@ -1,6 +1,7 @@
 """The vector cache on disk: `vectors.faiss`, and `vectors.json` that says which revision it is.
 
-The file is handed to FAISS only when its length and SHA-256 are those that `vectors.json` names:
+Where an approximate index was chosen, `near.faiss` holds it, and `vectors.json` says how it was
+measured. A file is handed to FAISS only when its length and SHA-256 are those that are named there:
 FAISS reads lengths and pointers from it and was not made for hostile input. Whoever can write both
 files can still choose them; a checksum finds accidents, file permissions keep others out.
 """
@@ -12,11 +13,26 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bundle.errors import CorruptCatalogue
+from index.approximate import ApproximateIndex
+from index.choice import Measured
 from index.vectors import FlatIndex, VectorIndex
 
 VECTORS = "vectors.faiss"
+NEAR = "near.faiss"
 DESCRIPTION = "vectors.json"
 REMEDY = f"remove {VECTORS} and {DESCRIPTION}: they are made again from the database"
+
+
+class NearDescription(Measured):
+    """What `vectors.json` says of `near.faiss`.
+
+    Attributes:
+        sha256: of the file.
+        bytes: its length.
+    """
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
 
 
 class CacheDescription(BaseModel):
@@ -29,6 +45,7 @@ class CacheDescription(BaseModel):
         bundle_id: the bundle whose encoder made the vectors.
         variant: the bundle's variant that did.
         dim: length of a vector.
+        near: the approximate index beside them; None where every vector is compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,10 +56,24 @@ class CacheDescription(BaseModel):
     bundle_id: str
     variant: str
     dim: int = Field(gt=0)
+    near: NearDescription | None = None
+
+    @property
+    def measured(self) -> Measured | None:
+        """How the approximate index was measured, None where there is none."""
+        if self.near is None:
+            return None
+        return Measured(**self.near.model_dump(exclude={"sha256", "bytes"}))
 
 
 def write_cache(
-    folder: Path, index: VectorIndex, *, revision: int, bundle_id: str, variant: str
+    folder: Path,
+    index: VectorIndex,
+    measured: Measured | None,
+    *,
+    revision: int,
+    bundle_id: str,
+    variant: str,
 ) -> None:
     """Write the index so that a cut at any moment leaves a whole cache, or none.
 
@@ -50,8 +81,16 @@ def write_cache(
     cache, and are made again from SQL.
     """
     staged = folder / f"{VECTORS}.part"
-    index.save(staged)
+    index.exact.save(staged)
     sync(staged)
+    staged_near = folder / f"{NEAR}.part"
+    near = None
+    if isinstance(index, ApproximateIndex) and measured is not None:
+        index.save(staged_near)
+        sync(staged_near)
+        near = NearDescription(
+            **measured.model_dump(), sha256=digest(staged_near), bytes=staged_near.stat().st_size
+        )
     description = CacheDescription(
         revision=revision,
         sha256=digest(staged),
@@ -59,13 +98,15 @@ def write_cache(
         bundle_id=bundle_id,
         variant=variant,
         dim=index.dim,
+        near=near,
     )
     staged_description = folder / f"{DESCRIPTION}.part"
     staged_description.write_text(description.model_dump_json(indent=1) + "\n", "utf-8")
     sync(staged_description)
-    (folder / DESCRIPTION).unlink(missing_ok=True)
-    sync(folder)
+    drop_cache(folder)
     staged.rename(folder / VECTORS)
+    if near is not None:
+        staged_near.rename(folder / NEAR)
     sync(folder)
     staged_description.rename(folder / DESCRIPTION)
     sync(folder)
@@ -73,7 +114,7 @@ def write_cache(
 
 def drop_cache(folder: Path) -> None:
     """Remove the cache; it is made again from SQL."""
-    for name in (DESCRIPTION, VECTORS):
+    for name in (DESCRIPTION, NEAR, VECTORS):
         (folder / name).unlink(missing_ok=True)
     sync(folder)
 
@@ -94,25 +135,32 @@ def describe_cache(folder: Path) -> CacheDescription | None:
         raise CorruptCatalogue(f"{path}: {problem}: {REMEDY}") from None
 
 
-def load_cache(folder: Path, description: CacheDescription) -> FlatIndex:
-    """Return the index after comparing the file with its description.
+def load_cache(folder: Path, description: CacheDescription) -> VectorIndex:
+    """Return the index after comparing its files with their description.
 
     Raises:
-        CorruptCatalogue: the file is missing, changed or truncated.
+        CorruptCatalogue: a file is missing, changed or truncated.
     """
     path = folder / VECTORS
-    size = path.stat().st_size if path.is_file() else None
-    if size != description.bytes:
-        got = "the file is missing" if size is None else f"got {size}"
-        raise CorruptCatalogue(f"{path}: expected {description.bytes} bytes, {got}: {REMEDY}")
-    if digest(path) != description.sha256:
-        raise CorruptCatalogue(f"{path}: its SHA-256 is not the expected one: {REMEDY}")
+    _compare(path, description.bytes, description.sha256)
     index = FlatIndex.load(path)
     if index.dim != description.dim:
         raise CorruptCatalogue(
             f"{path}: expected vectors of length {description.dim}, got {index.dim}: {REMEDY}"
         )
-    return index
+    if description.near is None:
+        return index
+    _compare(folder / NEAR, description.near.bytes, description.near.sha256)
+    return ApproximateIndex.load(folder / NEAR, index, description.near.effort)
+
+
+def _compare(path: Path, length: int, sha256: str) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size != length:
+        got = "the file is missing" if size is None else f"got {size}"
+        raise CorruptCatalogue(f"{path}: expected {length} bytes, {got}: {REMEDY}")
+    if digest(path) != sha256:
+        raise CorruptCatalogue(f"{path}: its SHA-256 is not the expected one: {REMEDY}")
 
 
 def digest(path: Path) -> str:

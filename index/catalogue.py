@@ -24,6 +24,7 @@ from bundle.errors import (
 )
 from bundle.fields import FieldSchema, Record
 from index import rows
+from index.choice import AUTO, RECALL, Measured
 from index.database import open_engine, reporting_damage, writing
 from index.eligibility import eligible_lesions
 from index.filters import Filter
@@ -295,6 +296,23 @@ class Catalogue:
                     f"gives it, got {name!r}: {value!r}",
                     field=name,
                 )
+
+    def choose_index(self, *, factory: str = AUTO, recall: float = RECALL) -> Measured | None:
+        """Build the vector index that suits the catalogue; call `save` afterwards.
+
+        Args:
+            factory: `auto` goes by the number of lesions, `flat` compares every vector; else what
+                FAISS's `index_factory` takes, HNSW or IVF.
+            recall: the least share of the 10 nearest that an approximate index may find, (0, 1].
+
+        Returns:
+            how an approximate index was measured, None where every vector is compared.
+
+        Raises:
+            CatalogueError: FAISS cannot make the index, or it does not reach the recall.
+        """
+        self._live.choose(factory, recall)
+        return self._live.measured
 
     def save(self) -> None:
         """Write the vectors to disk, so that the next `open` reads instead of rebuilding them."""

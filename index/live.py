@@ -25,7 +25,9 @@ from bundle.errors import (
     StaleCatalogue,
 )
 from index import rows
+from index.approximate import ApproximateIndex
 from index.cache import REMEDY, describe_cache, drop_cache, load_cache, write_cache
+from index.choice import LEAST_APPROXIMATE, Measured, choose
 from index.database import checkpoint, reporting_damage, writing
 from index.identity import Identity, read_revision, write_revision
 from index.lesions import CatalogueLesion, Edit, FloatArray
@@ -99,6 +101,7 @@ class LiveVectors:
         self._changing = threading.Lock()
         self._access = ReadersWriter()
         self.listeners: list[Callable[[], None]] = []
+        self.measured: Measured | None = None
         with reporting_damage(database), engine.connect() as connection:
             self._vectors: VectorIndex = self._open(connection)
 
@@ -178,6 +181,17 @@ class LiveVectors:
             self._follow(connection)
             transaction.rollback()
 
+    def choose(self, factory: str, recall: float) -> None:
+        """Build the index that suits the vectors; as `index.choice.choose`, whose errors it has.
+
+        Searches go on meanwhile, changes wait.
+        """
+        with self._changing:
+            index, measured = choose(self._vectors.exact, factory=factory, recall=recall)
+            drop_cache(self.path)
+            with self._access.writing():
+                self._vectors, self.measured = index, measured
+
     def save(self) -> None:
         """Write the vectors to disk, so that the next start reads instead of rebuilding them.
 
@@ -197,6 +211,7 @@ class LiveVectors:
             write_cache(
                 self.path,
                 self._vectors,
+                self.measured,
                 revision=self.revision,
                 bundle_id=self.identity.bundle_id,
                 variant=self.identity.variant,
@@ -247,7 +262,19 @@ class LiveVectors:
                 listener()
         for ids, vectors in added:
             self._vectors.add(ids, vectors)
+        self._heed_removals()
         self.identity = dataclasses.replace(self.identity, revision=revision)
+
+    def _heed_removals(self) -> None:
+        """Give up an approximate index of which too much was removed."""
+        index = self._vectors
+        if isinstance(index, ApproximateIndex) and index.is_worn:
+            log.warning(
+                "%s: so many lesions were removed that every vector is compared from now on: run "
+                "slimp catalogue rebuild",
+                self.path,
+            )
+            self._vectors, self.measured = index.exact, None
 
     def _forget(self) -> None:
         """Leave nothing of erased lesions in the files beside the tables."""
@@ -272,6 +299,7 @@ class LiveVectors:
                 f"on without those lesions, {REMEDY}"
             )
         vectors = load_cache(path, cache)
+        self.measured = cache.measured
         if cache.revision < identity.revision:
             self._bring_up(vectors, connection, cache.revision)
         held = rows.count_lesions(connection)
@@ -299,6 +327,13 @@ class LiveVectors:
         vectors = FlatIndex(self.identity.embedding_dim)
         for ids, embeddings in self._embeddings(connection, since=0):
             vectors.add(ids, directions(embeddings))
+        if len(vectors) >= LEAST_APPROXIMATE:
+            log.warning(
+                "%s: each of %d vectors is compared with each query, until slimp catalogue rebuild "
+                "makes an approximate index",
+                self.path,
+                len(vectors),
+            )
         return vectors
 
 

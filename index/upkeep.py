@@ -77,7 +77,7 @@ def _compare(
     try:
         description = describe_cache(folder)
         if description is not None:
-            cached = load_cache(folder, description)
+            cached = load_cache(folder, description).exact
     except CorruptCatalogue as error:
         faults.append(str(error))
         description = None

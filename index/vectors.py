@@ -1,8 +1,11 @@
 """The vector side of a catalogue: ids and directions, exact nearest neighbours.
 
 Knows nothing of lesions, SQL or files' meaning; `cache` decides which file may be loaded.
+`approximate` puts a faster index in front of this one.
 """
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -13,6 +16,7 @@ import numpy.typing as npt
 
 from bundle.encoder import refuse_two_builds
 from bundle.errors import CorruptCatalogue, DimensionMismatch
+from index.gpu import GpuCopy, runs_on_gpu
 
 FloatArray = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int64]
@@ -25,6 +29,8 @@ dynamic: Any = faiss
 MATRIX_PRODUCTS = 800
 # Candidates asked for beyond k, so that a tie at the cut-off rarely needs a second search.
 SPARE = 8
+# Candidates scored at once: their vectors in float64 stay in the processor's cache.
+SCORED_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,12 @@ class VectorIndex(Protocol):
     @property
     def dim(self) -> int: ...
 
+    @property
+    def exact(self) -> "FlatIndex":
+        """The same vectors, every one compared."""
+
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
-        """Add (N, D) float32 unit vectors under (N,) int64 ids, positive and new."""
+        """Add (N, D) float32 unit vectors under (N,) int64 ids, positive and never used before."""
 
     def remove(self, ids: IdArray) -> int:
         """Remove those of the (N,) int64 ids that are there; return how many were."""
@@ -73,23 +83,13 @@ class VectorIndex(Protocol):
         """Return, for each query, its k nearest eligible vectors and all that tie with the k-th.
 
         There are at least min(k, number eligible) of them: the caller, who knows a meaningful
-        order among equals, takes the first k. Scores do not depend on how queries are batched.
+        order among equals, takes the first k. Scores are exact and do not depend on how queries
+        are batched; an approximate index may miss a vector, as rarely as was measured.
 
         Args:
             queries: (N, D) float32, unit L2 norm.
             k: 1 or more.
             eligible: which ids may be found; None allows all.
-        """
-
-    def save(self, path: Path) -> None:
-        """Write the index to one file."""
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; the caller has checked that the bytes are those.
-
-        Raises:
-            CorruptCatalogue: the file is no such index.
         """
 
 
@@ -105,7 +105,13 @@ class FlatIndex:
         refuse_two_builds("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
         _prefer_matrix_products()
         self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-        self._top_id = 0
+        # Which ids are there, from 0 to the top one; the last place stands for id -1, none.
+        self._held = np.zeros(1, np.bool_)
+        # Whether the vectors lie in a file that is mapped, which cannot change.
+        self._is_mapped = False
+        # A copy on the GPU, made when it is first searched and dropped when the vectors change.
+        self._on_gpu: GpuCopy | None = None
+        self._copying = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -114,8 +120,12 @@ class FlatIndex:
     def dim(self) -> int:
         return int(self._index.d)
 
+    @property
+    def exact(self) -> "FlatIndex":
+        return self
+
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
-        """Add (N, D) float32 unit vectors under (N,) int64 ids, positive and new.
+        """Add (N, D) float32 unit vectors under (N,) int64 ids, positive and never used before.
 
         Raises:
             DimensionMismatch: the vectors are of another length, or not as many as the ids.
@@ -126,11 +136,14 @@ class FlatIndex:
             )
         if len(ids) == 0:
             return
+        self._before_change()
         self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), ids)
-        self._top_id = max(self._top_id, int(ids.max()))
+        self._hold(ids)
 
     def remove(self, ids: IdArray) -> int:
         """Remove those of the (N,) int64 ids that are there; return how many were."""
+        self._before_change()
+        self._held[ids[ids < len(self._held) - 1]] = False
         return int(self._index.remove_ids(ids))
 
     def search(
@@ -144,24 +157,61 @@ class FlatIndex:
             eligible: which ids may be found; None allows all.
         """
         found = [_nothing()] * len(queries)
-        selector = None if eligible is None else self._selector(eligible)
-        nothing_left = eligible is not None and selector is None
-        if nothing_left or len(self) == 0:
-            return found
-        pending = np.arange(len(queries))
+        selector = None
+        if eligible is not None:
+            mask = self.mask(eligible)
+            if not mask.any():
+                return found
+            # A bitmap is made and asked faster than a hash set whatever the share of ids.
+            selector = dynamic.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+        pending = np.arange(len(queries) if len(self) else 0)
         fetch = k + SPARE
         while len(pending):
             fetch = min(fetch, len(self))
             scores, ids = self._candidates(queries[pending], fetch, selector)
-            unfinished = []
-            for row, query in enumerate(pending):
-                if fetch < len(self) and self._cuts_a_tie(scores[row], ids[row], k):
-                    unfinished.append(query)
-                else:
-                    found[query] = self._ranked(queries[query], ids[row], k)
-            pending = np.asarray(unfinished, np.int64)
+            ranked = self.ranked(queries[pending], ids, k)
+            for query, neighbours in zip(pending, ranked, strict=True):
+                found[query] = neighbours
+            pending = pending[self._cuts_a_tie(scores[:, -1], ids[:, -1], ranked, k)]
+            if fetch == len(self):
+                break
             fetch *= 4
         return found
+
+    def mask(self, eligible: Eligible | None) -> npt.NDArray[np.bool_]:
+        """Return (top id + 2,) bool: which ids are there and eligible; the last stands for none."""
+        if eligible is None:
+            return self._held.copy()
+        mask = np.full(len(self._held), eligible.inverted)
+        mask[eligible.ids[eligible.ids < len(mask)]] = not eligible.inverted
+        mask &= self._held
+        return mask
+
+    def ranked(self, queries: FloatArray, ids: IdArray, k: int) -> list[Neighbours]:
+        """Return each query's k best candidates and their equals, scored anew.
+
+        Summed in float64 and rounded to float32, a score depends on the two vectors alone: not on
+        their place in the index, nor on the other queries. Equal vectors score equal.
+
+        Args:
+            queries: (N, D) float32, unit L2 norm.
+            ids: (N, M) int64, the candidates of each; -1 stands for none.
+            k: 1 or more.
+        """
+        scores = np.full(ids.shape, -np.inf, np.float32)
+        step = max(1, SCORED_TOGETHER // max(1, ids.shape[1]))
+        for start in range(0, len(queries), step):
+            block = slice(start, start + step)
+            row, column = np.nonzero(ids[block] >= 0)
+            vectors = self.vectors(ids[block][row, column]).astype(np.float64)
+            exact = (vectors * queries[block].astype(np.float64)[row]).sum(axis=1)
+            scores[block][row, column] = np.clip(exact, -1, 1)
+        order = np.lexsort((ids, -scores), axis=-1)
+        ids = np.take_along_axis(ids, order, axis=1)
+        scores = np.take_along_axis(scores, order, axis=1)
+        lowest = scores[:, min(k, ids.shape[1]) - 1, None]
+        kept = ((scores >= lowest) & (ids >= 0)).sum(axis=1)
+        return [Neighbours(ids[n, :count], scores[n, :count]) for n, count in enumerate(kept)]
 
     def ids(self) -> IdArray:
         """Return (N,) int64, the ids of all vectors."""
@@ -179,70 +229,83 @@ class FlatIndex:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; the caller has checked that the bytes are those.
+        """Map what `save` wrote; the caller has checked that the bytes are those.
+
+        The vectors stay in the file, and in the memory that the system lends to all who read it,
+        until the first change: then they are copied.
 
         Raises:
             CorruptCatalogue: FAISS cannot read the file, or it is another kind of index.
         """
-        try:
-            read = dynamic.read_index(str(path))
-        except (RuntimeError, MemoryError) as error:
-            reason = str(error).splitlines()[0]
-            raise CorruptCatalogue(f"{path}: FAISS cannot read it ({reason})") from None
+        read = read_faiss(path, dynamic.IO_FLAG_MMAP_IFC)
         inner = faiss.downcast_index(read.index) if isinstance(read, faiss.IndexIDMap2) else None
         if not isinstance(inner, faiss.IndexFlatIP):
             raise CorruptCatalogue(f"{path}: expected a flat inner-product index with ids")
         loaded = cls(read.d)
         loaded._index = read
-        ids = faiss.vector_to_array(read.id_map)
-        loaded._top_id = int(ids.max(initial=0))
+        loaded._is_mapped = True
+        loaded._hold(loaded.ids())
         return loaded
 
-    def _selector(self, eligible: Eligible) -> Any:
-        """Return eligibility as FAISS reads it, or None where no id is left.
+    def _hold(self, ids: IdArray) -> None:
+        more = int(ids.max(initial=0)) + 2 - len(self._held)
+        self._held = np.append(self._held, np.zeros(max(0, more), np.bool_))
+        self._held[ids] = True
 
-        A bitmap: ids are given in rising order, so it is one bit a lesion, made and asked faster
-        than a hash set whatever the share of eligible lesions.
-        """
-        mask = np.full(self._top_id + 1, eligible.inverted)
-        mask[eligible.ids[eligible.ids <= self._top_id]] = not eligible.inverted
-        if not mask.any():
-            return None
-        return dynamic.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    def _before_change(self) -> None:
+        """Copy vectors that lie in a mapped file; drop those on the GPU."""
+        self._on_gpu = None
+        if not self._is_mapped:
+            return
+        mapped, ids = self._index, self.ids()
+        flat = dynamic.downcast_index(mapped.index)
+        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(mapped.d))
+        if len(ids):
+            stored = dynamic.rev_swig_ptr(flat.get_xb(), len(ids) * mapped.d)
+            self._index.add_with_ids(stored.reshape(len(ids), mapped.d), ids)
+        self._is_mapped = False
 
     def _candidates(
         self, queries: FloatArray, fetch: int, selector: Any
     ) -> tuple[FloatArray, IdArray]:
         """Return (N, fetch) scores and ids, best first; FAISS fills up with id -1."""
+        asked = np.ascontiguousarray(queries)
+        if runs_on_gpu(fetch, is_filtered=selector is not None):
+            return self._gpu_copy().search(asked, fetch)
         options = {} if selector is None else {"params": dynamic.SearchParameters(sel=selector)}
-        scores, ids = self._index.search(np.ascontiguousarray(queries), fetch, **options)
+        scores, ids = self._index.search(asked, fetch, **options)
         return scores, ids
 
-    def _cuts_a_tie(self, scores: FloatArray, ids: IdArray, k: int) -> bool:
-        """Return whether a vector that was not fetched may score as high as the k-th.
+    def _gpu_copy(self) -> GpuCopy:
+        with self._copying:
+            if self._on_gpu is None:
+                self._on_gpu = GpuCopy(self._index.index, self.ids())
+            return self._on_gpu
+
+    def _cuts_a_tie(
+        self, last: FloatArray, last_id: IdArray, ranked: Sequence[Neighbours], k: int
+    ) -> npt.NDArray[np.bool_]:
+        """Return (N,) bool: whether a vector that was not fetched may score as high as the k-th.
 
         FAISS sums in float32 and in an order that depends on the batch; its error is below D
-        roundings of 2**-24 on either side.
+        roundings of 2**-24. The k-th score is exact but for one rounding more.
         """
-        tolerance = 4 * self.dim * 2.0**-24
-        return bool(ids[-1] >= 0 and scores[-1] >= scores[k - 1] - tolerance)
+        lowest = np.asarray([n.scores[-1] if len(n.ids) >= k else -np.inf for n in ranked])
+        tolerance = (self.dim + 2) * 2.0**-24
+        return (last_id >= 0) & (last >= lowest - tolerance)
 
-    def _ranked(self, query: FloatArray, ids: IdArray, k: int) -> Neighbours:
-        """Return the k best and their equals, scored anew.
 
-        Summed in float64 and rounded to float32, a score depends on the two vectors alone: not on
-        their place in the index, nor on the other queries. Equal vectors score equal.
-        """
-        ids = ids[ids >= 0]
-        if len(ids) == 0:
-            return _nothing()
-        vectors = self._index.reconstruct_batch(ids).astype(np.float64)
-        exact = (vectors * query.astype(np.float64)).sum(axis=1)
-        scores = np.clip(exact, -1, 1).astype(np.float32)
-        order = np.lexsort((ids, -scores))
-        ids, scores = ids[order], scores[order]
-        kept = scores >= scores[min(k, len(scores)) - 1]
-        return Neighbours(ids[kept], scores[kept])
+def read_faiss(path: Path, flags: int = 0) -> Any:
+    """Return the index in a file whose bytes were checked.
+
+    Raises:
+        CorruptCatalogue: FAISS cannot read it.
+    """
+    try:
+        return dynamic.read_index(str(path), flags)
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptCatalogue(f"{path}: FAISS cannot read it ({reason})") from None
 
 
 def _prefer_matrix_products() -> None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Exit, Typer
+from typer import Argument, Exit, Option, Typer
+
+from slimp.verbs.index import INDEX_HELP, RECALL_HELP
 
 app = Typer(no_args_is_help=True, help="Verify a catalogue, or make its vectors anew.")
 Folder = Annotated[Path, Argument(help="a catalogue's folder")]
@@ -30,7 +32,11 @@ def verify(catalogue: Folder) -> None:
 
 
 @app.command()
-def rebuild(catalogue: Folder) -> None:
+def rebuild(
+    catalogue: Folder,
+    factory: Annotated[str, Option("--index", help=INDEX_HELP)] = "auto",
+    recall: Annotated[float, Option(help=RECALL_HELP)] = 0.99,
+) -> None:
     """Write the database compactly and make the vectors from it; stop services on it first."""
     from index.catalogue import Catalogue
     from index.upkeep import rebuild as compact
@@ -42,5 +48,7 @@ def rebuild(catalogue: Folder) -> None:
     with Catalogue.open(
         catalogue, bundle_id=identity.bundle_id, variant=identity.variant
     ) as opened:
+        measured = opened.choose_index(factory=factory, recall=recall)
         opened.save()
         say(f"{catalogue}: {len(opened)} vectors made from the database")
+        say(str(measured or "exact index: every vector is compared"))

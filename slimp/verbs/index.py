@@ -5,6 +5,9 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+INDEX_HELP = "the vector index: auto (by size), flat (exact), or FAISS's factory text, HNSW or IVF"
+RECALL_HELP = "the least share of the 10 nearest that an approximate index finds, as measured"
+
 
 def index(
     bundle: Annotated[Path, Argument(help="the bundle that embeds")],
@@ -14,6 +17,8 @@ def index(
         str | None, Option(help="precision of the image encoder; else the bundle's choice")
     ] = None,
     split: Annotated[list[str] | None, Option(help="splits that go in; repeat for several")] = None,
+    factory: Annotated[str, Option("--index", help=INDEX_HELP)] = "auto",
+    recall: Annotated[float, Option(help=RECALL_HELP)] = 0.99,
 ) -> None:
     """Embed a cohort's lesions into a catalogue (by default those of its train split)."""
     from bundle.encoder import OnnxEncoders
@@ -31,6 +36,8 @@ def index(
             out,
             splits=tuple(split or ["train"]),
             variant=variant,
+            factory=factory,
+            recall=recall,
             progress=lambda done, total: report("index", done, total),
         )
     if (listed := write_unreadable(out, built)) is not None:
@@ -39,3 +46,4 @@ def index(
         f"{out}: {built.lesions} lesions, {built.images} images; "
         f"{len(built.unreadable)} unreadable, {len(built.rejected_values)} values left out"
     )
+    say(str(built.index or "exact index: every vector is compared"))

@@ -1,0 +1,229 @@
+"""A faster index in front of the exact one: near vectors proposed by FAISS, scored exactly.
+
+FAISS's HNSW or IVF, with compressed vectors, proposes candidates; the full vectors of the exact
+index give their scores and their order. Whatever the candidates cannot answer is searched exactly:
+few eligible vectors, or too few of them near a query.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from bundle.errors import CatalogueError, CorruptCatalogue
+from index.vectors import (
+    SPARE,
+    Eligible,
+    FlatIndex,
+    FloatArray,
+    IdArray,
+    Neighbours,
+    dynamic,
+    read_faiss,
+)
+
+# Where a smaller share is eligible, these are compared alone: that is exact, and no slower.
+EXACT_SHARE = 0.1
+# Where more of the vectors were removed, the exact index answers until the other is built anew.
+MOST_REMOVED = 0.3
+# The number of neighbours for which the effort is measured.
+TUNED_K = 10
+# Vectors that FAISS's codes are trained on, at most.
+TRAINING_VECTORS = 100_000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to look.
+
+    Attributes:
+        breadth: HNSW's efSearch or IVF's nprobe.
+        depth: candidates scored exactly, for each neighbour wanted.
+    """
+
+    breadth: int
+    depth: int
+
+
+class ApproximateIndex:
+    """An exact index, and a FAISS index of the same vectors that proposes candidates."""
+
+    def __init__(self, exact: FlatIndex, near: Any, effort: Effort) -> None:
+        """Join the two.
+
+        Args:
+            exact: all vectors.
+            near: FAISS's index of the same ids, with distances L2: HNSW behind ids, or IVF.
+            effort: how hard to look in it.
+        """
+        self._exact, self._near, self.effort = exact, near, effort
+        self._is_graph = isinstance(near, faiss.IndexIDMap)
+
+    @classmethod
+    def build(cls, exact: FlatIndex, factory: str, ids: IdArray) -> "ApproximateIndex":
+        """Build what FAISS's `index_factory` describes, over some of an index's (N,) int64 ids.
+
+        The others are to be added with `propose`.
+
+        Raises:
+            CatalogueError: FAISS does not know the description, or it is neither HNSW nor IVF.
+        """
+        named = f"IDMap,{factory}" if factory.startswith("HNSW") else factory
+        try:
+            near = dynamic.index_factory(exact.dim, named, faiss.METRIC_L2)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise CatalogueError(f"{factory!r}: FAISS cannot make it ({reason})") from None
+        if not _is_known(near):
+            raise CatalogueError(f"{factory!r}: expected HNSW... or IVF..., such as 'HNSW32,SQ8'")
+        made = cls(exact, near, Effort(breadth=64, depth=2))
+        sample = np.random.default_rng(0).permutation(ids)[:TRAINING_VECTORS]
+        near.train(exact.vectors(np.sort(sample)))
+        made.propose(ids)
+        return made
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+    @property
+    def dim(self) -> int:
+        return self._exact.dim
+
+    @property
+    def exact(self) -> FlatIndex:
+        return self._exact
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether so much was removed that the index should be built anew."""
+        return len(self) < (1 - MOST_REMOVED) * int(self._near.ntotal)
+
+    def propose(self, ids: IdArray) -> None:
+        """Have (N,) int64 ids of the exact index proposed as well."""
+        for start in range(0, len(ids), TRAINING_VECTORS):
+            some = ids[start : start + TRAINING_VECTORS]
+            self._near.add_with_ids(self._exact.vectors(some), some)
+
+    def add(self, ids: IdArray, vectors: FloatArray) -> None:
+        """Add (N, D) float32 unit vectors under (N,) int64 ids, positive and never used before.
+
+        Raises:
+            DimensionMismatch: the vectors are of another length, or not as many as the ids.
+        """
+        self._exact.add(ids, vectors)
+        self.propose(ids)
+
+    def remove(self, ids: IdArray) -> int:
+        """Remove those of the (N,) int64 ids that are there; return how many were.
+
+        A graph's nodes cannot leave: they stay as stepping stones, and nothing of the vector does.
+        """
+        if self._is_graph:
+            _overwrite(self._near, ids)
+        else:
+            self._near.remove_ids(ids)
+        return self._exact.remove(ids)
+
+    def search(
+        self, queries: FloatArray, k: int, eligible: Eligible | None = None
+    ) -> list[Neighbours]:
+        """Return each query's k nearest eligible vectors and all candidates that tie with the k-th.
+
+        Args:
+            queries: (N, D) float32, unit L2 norm.
+            k: 1 or more.
+            eligible: which ids may be found; None allows all.
+        """
+        wanted = self._wanted(k)
+        is_free = eligible is None and self._near.ntotal == len(self)
+        allowed = None if is_free else self._exact.mask(eligible)
+        share = 1.0 if allowed is None else float(allowed.sum()) / max(1, self._near.ntotal)
+        # Twice as many candidates as are wanted among the eligible ones, where they lie evenly.
+        fetch = wanted if allowed is None else math.ceil(2 * wanted / max(share, 1e-9))
+        if share < EXACT_SHARE or self.is_worn or fetch > len(self) // 4:
+            return self._exact.search(queries, k, eligible)
+        ids = self._candidates(queries, fetch)
+        if allowed is not None:
+            ids[~allowed[ids]] = -1
+        found = self._exact.ranked(queries, ids, k)
+        (short,) = np.nonzero((ids >= 0).sum(axis=1) < wanted)
+        if len(short):
+            again = self._exact.search(queries[short], k, eligible)
+            for row, neighbours in zip(short, again, strict=True):
+                found[row] = neighbours
+        return found
+
+    def proposed(self, queries: FloatArray, k: int) -> list[Neighbours]:
+        """Return each query's k best of what FAISS proposes, and their equals, scored exactly.
+
+        Args:
+            queries: (N, D) float32, unit L2 norm.
+            k: 1 or more.
+        """
+        return self._exact.ranked(queries, self._candidates(queries, self._wanted(k)), k)
+
+    def _wanted(self, k: int) -> int:
+        return max(k + SPARE, k * self.effort.depth)
+
+    def save(self, path: Path) -> None:
+        """Write what FAISS proposes from to one file; the exact index has its own."""
+        faiss.write_index(self._near, str(path))
+
+    @classmethod
+    def load(cls, path: Path, exact: FlatIndex, effort: Effort) -> "ApproximateIndex":
+        """Read what `save` wrote; the caller has checked that the bytes are those.
+
+        Raises:
+            CorruptCatalogue: FAISS cannot read the file, or it is another kind of index.
+        """
+        near = read_faiss(path)
+        if not _is_known(near) or near.d != exact.dim or near.ntotal < len(exact):
+            raise CorruptCatalogue(
+                f"{path}: expected an HNSW or IVF index of {len(exact)} vectors of length "
+                f"{exact.dim} or more, got {near.ntotal} of length {near.d}"
+            )
+        return cls(exact, near, effort)
+
+    def _candidates(self, queries: FloatArray, fetch: int) -> IdArray:
+        """Return (N, fetch) int64 ids, nearest first by the codes; -1 stands for none."""
+        breadth = self.effort.breadth
+        if self._is_graph:
+            params = dynamic.SearchParametersHNSW(efSearch=max(breadth, fetch))
+        else:
+            # Neighbours further off lie in more lists: as measured, in the root of their number.
+            reach = math.sqrt(max(1, fetch / (2 * TUNED_K * self.effort.depth)))
+            params = dynamic.SearchParametersIVF(nprobe=math.ceil(breadth * reach))
+        _, ids = self._near.search(np.ascontiguousarray(queries), fetch, params=params)
+        return np.asarray(ids, np.int64)
+
+
+def _is_known(near: Any) -> bool:
+    if isinstance(near, faiss.IndexIDMap):
+        near = faiss.downcast_index(near.index)
+        return isinstance(near, faiss.IndexHNSW) and near.metric_type == faiss.METRIC_L2
+    return isinstance(near, faiss.IndexIVF) and near.metric_type == faiss.METRIC_L2
+
+
+def _overwrite(near: Any, ids: IdArray) -> None:
+    """Give the codes of these (N,) int64 ids' nodes those of a node beside them.
+
+    The graph stays connected, and an erased vector is neither in memory nor in what is saved.
+    """
+    graph = dynamic.downcast_index(near.index)
+    storage = dynamic.downcast_index(graph.storage)
+    places = np.flatnonzero(np.isin(faiss.vector_to_array(near.id_map), ids))
+    if len(places) == 0:
+        return
+    width = storage.code_size
+    codes = dynamic.rev_swig_ptr(storage.codes.data(), graph.ntotal * width)
+    codes = codes.reshape(graph.ntotal, width)
+    links = graph.hnsw
+    beside = dynamic.rev_swig_ptr(links.neighbors.data(), links.neighbors.size())
+    for place in places:
+        start = links.offsets.at(int(place))
+        nodes = beside[start : start + links.nb_neighbors(0)]
+        stays = nodes[(nodes >= 0) & ~np.isin(nodes, places)]
+        codes[place] = codes[stays[0]] if len(stays) else 0
