@@ -38,7 +38,12 @@ class GpuCopy:
         self._ids = ids
 
     def search(self, queries: FloatArray, fetch: int) -> tuple[FloatArray, IdArray]:
-        """Return (N, fetch) scores and ids, best first; -1 stands for none."""
+        """Return (N, fetch) float32 scores and int64 ids, best first; -1 stands for none.
+
+        Args:
+            queries: (N, D) float32, unit L2 norm.
+            fetch: candidates wanted, `MOST_CANDIDATES` at most.
+        """
         with self._lock:
             scores, places = self._index.search(queries, fetch)
         return scores, np.where(places < 0, -1, self._ids[places])

@@ -179,7 +179,10 @@ class FlatIndex:
         return found
 
     def mask(self, eligible: Eligible | None) -> npt.NDArray[np.bool_]:
-        """Return (top id + 2,) bool: which ids are there and eligible; the last stands for none."""
+        """Return (M,) bool by id: which are there and eligible; M is the top id + 2.
+
+        The last place stands for none.
+        """
         if eligible is None:
             return self._held.copy()
         mask = np.full(len(self._held), eligible.inverted)

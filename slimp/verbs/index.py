@@ -42,8 +42,8 @@ def index(
         )
     if (listed := write_unreadable(out, built)) is not None:
         say(f"{listed}: the images that cannot be read, and why")
+    say(str(built.index or "exact index: every vector is compared"))
     say(
         f"{out}: {built.lesions} lesions, {built.images} images; "
         f"{len(built.unreadable)} unreadable, {len(built.rejected_values)} values left out"
     )
-    say(str(built.index or "exact index: every vector is compared"))

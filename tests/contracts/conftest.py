@@ -45,5 +45,6 @@ def our_files(project: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(project):
         folders[:] = [f for f in folders if f not in NOT_OURS and not f.endswith(".egg-info")]
-        found += [Path(folder) / file for file in files]
+        # In a worktree .git is a file.
+        found += [Path(folder) / file for file in files if file not in NOT_OURS]
     return sorted(found)
