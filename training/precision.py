@@ -26,8 +26,8 @@ def trained_attention(
 ) -> Iterator[None]:
     """Compute attention in the block as it trains fastest on this device.
 
-    In bfloat16 a processor trains through plain products a fifth to a third faster than through
-    torch's fused attention; in float32, and on other devices, the fused one is ahead.
+    In bfloat16 a processor trains faster through plain products than through torch's fused
+    attention (`benchmarks/attention.py`); in float32 there is no difference.
     """
     chosen: str = backbone.config._attn_implementation
     if device.type == "cpu" and is_bf16(precision, device):
