@@ -189,8 +189,8 @@ def test_export_writes_a_bundle_that_opens_and_says_how_alike_it_answers(site: S
     assert manifest.labels == LABELS
     assert manifest.parity
     assert site.ended["export"].last_line == (
-        f"{site / 'bundle'}: bundle {manifest.bundle_id[:12]}, {len(manifest.parity)} parity cases, "
-        "fp32 is served"
+        f"{site / 'bundle'}: bundle {manifest.bundle_id[:12]}, "
+        f"{len(manifest.parity)} parity cases, fp32 is served"
     )
 
 
