@@ -201,7 +201,9 @@ class OnnxEncoders:
 
     def embed_images(self, pixels: FloatArray) -> FloatArray:
         """Return (N, D) float32 features of (N, 3, H, W) float32 prepared images."""
-        return self.run(IMAGE_ENCODER, {"pixels": pixels})
+        if self.variant.is_batched or len(pixels) < 2:
+            return self.run(IMAGE_ENCODER, {"pixels": pixels})
+        return np.concatenate([self.run(IMAGE_ENCODER, {"pixels": one[None]}) for one in pixels])
 
     def embed_records(self, records: EncodedRecords, level: Level) -> FloatArray:
         """Return (N, D) float32; zeros where the bundle has no fields of this level."""

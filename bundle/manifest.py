@@ -80,6 +80,8 @@ class Variant(Frozen):
 
     Attributes:
         file: its graph; OpenVINO makes its own precision of the fp32 graph.
+        is_batched: whether a picture's feature is the same whatever is beside it in the batch;
+            where it is not, pictures go through one by one.
         tolerance: how far its golden answer may be off, relative to the largest magnitude.
         parity: differences from torch, which computes in fp32.
         machine: what the speeds were measured on.
@@ -88,6 +90,7 @@ class Variant(Frozen):
     name: str
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     file: str = "image_encoder.onnx"
+    is_batched: bool = True
     tolerance: float = Field(gt=0)
     parity: tuple[ParityCase, ...] = ()
     agreement: Agreement | None = None

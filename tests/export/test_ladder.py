@@ -69,6 +69,19 @@ def test_every_rung_is_measured_and_the_choice_is_among_them(
     assert all(f"\n| {name} | " in card for name in ("fp32", "int8", "bf16"))
 
 
+def test_pictures_of_one_batch_do_not_change_each_others_8_bit_features(laddered: Bundle) -> None:
+    encoders = OnnxEncoders(laddered, threads=1, variant="int8")
+    side = laddered.manifest.image_input.size_px
+    pixels = np.random.default_rng(0).normal(size=(5, 3, side, side)).astype(np.float32)
+    # A picture of large numbers would take the batch's scale.
+    pixels[3] *= 50
+    together = encoders.embed_images(pixels)
+    alone = [encoders.embed_images(picture[None])[0] for picture in pixels]
+    np.testing.assert_array_equal(together, np.stack(alone))
+    raw = encoders.run("image_encoder", {"pixels": pixels})
+    assert not np.allclose(raw, together, rtol=1e-3)
+
+
 def test_without_held_out_images_there_is_fp32_alone(bundle: Bundle) -> None:
     assert bundle.manifest.variants == ()
     assert bundle.manifest.variant == "fp32"
