@@ -25,6 +25,7 @@ from benchmarks.experiments import (
     figures_of,
     frozen_features,
     make_cohort,
+    may_resume,
 )
 from cohort.cohort import Cohort
 from cohort.store import prepare
@@ -56,8 +57,7 @@ def run_way(way: str, seed: int, source: Cohort, target: Cohort, folder: Path) -
     out.mkdir(parents=True, exist_ok=True)
     run = start if full is None else out / "run"
     if full is not None and not (run / "run.json").exists():
-        resume = (run / "state" / "progress.json").exists()
-        adapt(start, target, run, source=source, full=full, resume=resume)
+        adapt(start, target, run, source=source, full=full, resume=may_resume(run))
     towers, config = load_towers(run), read_run_config(run)
     for name, cohort in (("new", target), ("old", source)):
         file = out / f"{name}.npz"

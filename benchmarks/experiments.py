@@ -10,6 +10,7 @@ tables from the answers: mean over the seeds, intervals by resampling patients, 
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,6 +201,15 @@ def make_cohort(folder: Path) -> Cohort:
     return Cohort.open(path)
 
 
+def may_resume(run: Path) -> bool:
+    """Return whether a run has a checkpoint; one cut off before its first is cleared away."""
+    if (run / "state" / "progress.json").exists():
+        return True
+    if run.exists() and not (run / "run.json").exists():
+        shutil.rmtree(run)
+    return False
+
+
 def run_cell(variant: Variant, seed: int, cohort: Cohort, out: Path) -> None:
     """Pre-train one cell and leave its answers; nothing is done where they are."""
     if (out / ANSWERS).exists():
@@ -208,9 +218,7 @@ def run_cell(variant: Variant, seed: int, cohort: Cohort, out: Path) -> None:
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
     if variant.trained:
         if not (out / "run.json").exists():
-            pretrain(
-                cohort, config, out, resume=(out / "state" / "progress.json").exists(), report=say
-            )
+            pretrain(cohort, config, out, resume=may_resume(out), report=say)
         towers = load_towers(out)
     else:
         torch.manual_seed(seed)
