@@ -41,6 +41,7 @@ class Checks:
         self._runtime, self._audit, self._folders = runtime, audit, folders
         self._is_idle = is_idle
         self._asking = asyncio.Lock()
+        self._asked: asyncio.Task[tuple[str, ...]] | None = None
         self._answered_at = -AGAIN_S
         self._faults: tuple[str, ...] = ()
 
@@ -53,8 +54,11 @@ class Checks:
             return self._faults
 
     async def _ask_in_time(self) -> tuple[str, ...]:
-        asking = asyncio.create_task(asyncio.to_thread(self._ask))
+        # Checks that wait for a database still hold their thread: more of them would only wait
+        # behind each other, and the service would stay unready long after the cause is gone.
+        asking = self._asked or asyncio.create_task(asyncio.to_thread(self._ask))
         await asyncio.wait([asking], timeout=WITHIN_S)
+        self._asked = None if asking.done() else asking
         if not asking.done():
             return (f"the checks did not end within {WITHIN_S:g} s",)
         error = asking.exception()
