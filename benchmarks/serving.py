@@ -227,7 +227,7 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['machine']}; variant {report['variant']}; catalogue of "
         f"{report['catalogue_lesions']:,} lesions; largest batch "
-        f"{report['scheduling']['max_batch']}.",
+        f"{report['scheduling']['max_batch']}, {report['scheduling']['at_once']} side by side.",
         "",
         f"| | median ms, 1 client | images/s, {CLIENTS} clients | of bare | client's processors |",
         "| --- | --- | --- | --- | --- |",

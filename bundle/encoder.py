@@ -4,9 +4,10 @@
 training has a torch twin, tests have a fake that a person can predict.
 """
 
+import copy
 import os
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -147,11 +148,12 @@ class OnnxEncoders:
         """
         refuse_two_builds("onnxruntime", "onnxruntime-gpu")
         self.manifest = bundle.manifest
+        self._bundle = bundle
         available = ort.get_available_providers()
         chosen = providers or tuple(name for name in PROVIDERS if name in available)
         self.variant = bundle.manifest.find_variant(variant)
-        threads = threads or available_cpus()
-        options = _session_options(threads)
+        self.threads = threads or available_cpus()
+        self._providers = chosen
         # The other graphs take less than it takes to wake a second thread.
         small = _session_options(1)
         self._sessions = {
@@ -159,14 +161,31 @@ class OnnxEncoders:
             for name in GRAPHS
             if bundle.has(f"{name}.onnx") and name != IMAGE_ENCODER
         }
-        self._sessions[IMAGE_ENCODER] = (
-            OpenVinoSession(IMAGE_ENCODER, bundle.read(self.variant.file), threads=threads)
-            if self.variant.runtime == "openvino"
-            else _load_graph(bundle, IMAGE_ENCODER, options, chosen, self.variant.file)
-        )
+        self._sessions[IMAGE_ENCODER] = self._load_image_encoder()
         for level, graph in RECORD_GRAPHS.items():
             if bundle.manifest.record_schema.at(level) and graph not in self._sessions:
                 raise CorruptBundle(f"{graph}.onnx: the schema has {level} fields, the file is not")
+
+    def _load_image_encoder(self) -> Any:
+        file = self.variant.file
+        if self.variant.runtime == "openvino":
+            data = self._bundle.read(file)
+            return OpenVinoSession(IMAGE_ENCODER, data, threads=self.threads)
+        options = _session_options(self.threads)
+        return _load_graph(self._bundle, IMAGE_ENCODER, options, self._providers, file)
+
+    def with_threads(self, threads: int) -> Self:
+        """Return the same encoders with an image encoder of its own that uses so many threads."""
+        twin = copy.copy(self)
+        twin.threads = threads
+        twin._sessions = {**self._sessions, IMAGE_ENCODER: twin._load_image_encoder()}
+        return twin
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the processor runs the image encoder."""
+        session = self._sessions[IMAGE_ENCODER]
+        return isinstance(session, OpenVinoSession) or session.get_providers()[0].startswith("CPU")
 
     @property
     def embedding_dim(self) -> int:

@@ -1,9 +1,10 @@
-"""Pictures of several requests through the image encoder together, where that pays.
+"""Pictures of several requests through the image encoder: one by one, side by side or together.
 
-One thread runs the encoder. What arrives while it works waits, and goes into the next run with
-whatever else waits: interactive requests first, a power of two at a time, up to a largest batch
-that was measured when the service started. A run that fails is repeated picture by picture, so that
-one poisonous picture fails alone. Whoever waits for nobody is passed over.
+What pays is measured when the service starts. On a few processors it is mostly one run beside the
+other, each of one picture and one thread; a picture that is the only one inside has all threads. On
+an accelerator, or where batches pay more, one run takes a power of two of what waits. Interactive
+requests go first. A run that fails is repeated picture by picture, so that one poisonous picture
+fails alone. Whoever waits for nobody is passed over.
 """
 
 import threading
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +29,8 @@ LARGEST_BATCH = 8
 # A batch is worth its waiting from this gain over the next smaller one.
 LEAST_GAIN = 1.05
 ROUNDS = 3
+# Of each thread when runs side by side are timed, so that they do not all begin and end together.
+RUNS_EACH = 2
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,19 @@ class Batching:
     """How pictures go through the encoder.
 
     Attributes:
-        max_batch: a power of two; 1 is one picture at a time.
+        max_batch: pictures of one run, a power of two.
+        at_once: runs side by side, each of one thread where there are several.
         max_delay_s: how long a picture waits for the company of requests that are inside.
-        rates: batch to images a second, as measured when the service started; empty where the
-            site chose.
+        rates: batch to images a second of one run with all threads, as measured when the service
+            started; empty where the site chose.
+        side_by_side_rate: images a second of runs side by side; None where not measured.
     """
 
     max_batch: int = 1
+    at_once: int = 1
     max_delay_s: float = 0.0
     rates: Mapping[int, float] = field(default_factory=dict)
+    side_by_side_rate: float | None = None
 
 
 @dataclass
@@ -65,14 +73,23 @@ class _Item:
         return not self.answer.cancelled()
 
 
+@dataclass
+class _Run:
+    """One run of the encoder: when it began, and its pictures once it has taken them."""
+
+    began: float = field(default_factory=time.monotonic)
+    batch: list[_Item] = field(default_factory=list)
+
+
 class BatchedEncoders:
-    """The encoders of a bundle, images in batches; for any number of threads."""
+    """The encoders of a bundle behind a queue of pictures; for any number of threads."""
 
     def __init__(
         self,
         encoders: Encoders,
         batching: Batching,
         *,
+        narrow: Encoders | None = None,
         max_waiting: int = 1024,
         inside: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -81,18 +98,19 @@ class BatchedEncoders:
         Args:
             encoders: what answers.
             batching: how many pictures at once.
+            narrow: answers where several run side by side; the same with one thread.
             max_waiting: pictures that may wait.
             inside: counts the requests that may still bring a picture, those that wait included.
         """
         self.batching = batching
         self._encoders = encoders
+        self._narrow = encoders if narrow is None else narrow
         self._max_waiting = max_waiting
         self._inside = inside
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._threads = ThreadPoolExecutor(batching.at_once, thread_name_prefix="encoder")
         self._lanes: dict[Lane, deque[_Item]] = {lane: deque() for lane in LANES}
         self._changed = threading.Condition()
-        self._batch: list[_Item] = []
-        self._busy_since: float | None = None
+        self._runs: list[_Run] = []
         self._is_closed = False
         # Pictures so far.
         self.arrived = 0
@@ -112,9 +130,9 @@ class BatchedEncoders:
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the encoder began what it does now, 0 where it does nothing."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        """Seconds since the oldest run that is under way began, 0 where there is none."""
+        now = time.monotonic()
+        return max((now - run.began for run in self._runs.copy()), default=0.0)
 
     def embed_images(self, pixels: FloatArray) -> FloatArray:
         """Return (N, D) float32 features of (N, 3, H, W) float32 prepared images.
@@ -196,38 +214,45 @@ class BatchedEncoders:
             for lane in self._lanes.values():
                 while lane:
                     lane.popleft().answer.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        """Have the encoder's thread take the next batch, if it is idle; the lock is held."""
-        if self._busy_since is None and self.waiting:
-            self._busy_since = time.monotonic()
-            self._thread.submit(self._run).add_done_callback(self._settle)
+        """Begin as many runs as there are pictures and room for; the lock is held."""
+        fresh = sum(not run.batch for run in self._runs)
+        while fresh < self.waiting and len(self._runs) < self.batching.at_once:
+            run = _Run()
+            self._runs.append(run)
+            fresh += 1
+            self._threads.submit(self._look, run).add_done_callback(partial(self._settle, run))
 
-    def _run(self) -> FloatArray:
+    def _look(self, run: _Run) -> FloatArray:
         with self._changed:
             self._await_company()
-            self._batch = self._take()
+            run.batch = self._take()
             # The wait for company is not the model's.
-            self._busy_since = time.monotonic()
-        if not self._batch:
+            run.began = time.monotonic()
+            is_alone = len(self._runs) == 1 and not self.waiting and self._inside() <= 1
+        if not run.batch:
             return np.zeros((0, self.embedding_dim), np.float32)
-        if len(self._batch) == 1:
-            return self._encoders.embed_images(self._batch[0].pixels[None])
-        return self._encoders.embed_images(np.stack([item.pixels for item in self._batch]))
+        encoders = self._encoders if is_alone or self.batching.at_once == 1 else self._narrow
+        if len(run.batch) == 1:
+            return encoders.embed_images(run.batch[0].pixels[None])
+        return encoders.embed_images(np.stack([item.pixels for item in run.batch]))
 
-    def _settle(self, done: Future[FloatArray]) -> None:
+    def _settle(self, run: _Run, done: Future[FloatArray]) -> None:
         """Hand out a run's answers, or see to it that a failed batch is run one by one."""
         if done.cancelled():
             return
         with self._changed:
-            batch, self._batch, self._busy_since = self._batch, [], None
+            self._runs.remove(run)
             error = done.exception()
-            wanted = [(at, item) for at, item in enumerate(batch) if not item.answer.cancelled()]
+            wanted = [
+                (at, item) for at, item in enumerate(run.batch) if not item.answer.cancelled()
+            ]
             if error is None:
                 for at, item in wanted:
                     item.answer.set_result(done.result()[at])
-            elif len(batch) == 1:
+            elif len(run.batch) == 1:
                 for _, item in wanted:
                     item.answer.set_exception(error)
             else:
@@ -274,16 +299,26 @@ def _wait(item: _Item) -> FloatArray:
         raise TimedOut("the picture was not looked at in time: send it again later") from None
 
 
-def measure_batching(encoders: Encoders, size_px: int, max_delay_s: float) -> Batching:
-    """Return the batch that the encoder is fastest with on this machine, and the rates.
+def measure_batching(
+    encoders: Encoders,
+    size_px: int,
+    max_delay_s: float,
+    *,
+    narrow: Encoders | None = None,
+    at_once: int = 1,
+) -> Batching:
+    """Return what the encoder is fastest with on this machine, and the rates.
 
-    Every batch that may be used has run when this returns. A batch twice as large is tried only
-    where the last one paid.
+    Runs side by side are taken where they pay, batches where they pay more than those. Every batch
+    that may be used has run when this returns. A batch twice as large is tried only where the last
+    one paid.
 
     Args:
         encoders: the models; nobody else uses them meanwhile.
         size_px: side of the pictures.
         max_delay_s: how long a picture may wait for company where batches pay.
+        narrow: the same with one thread an inference; None where runs side by side are no choice.
+        at_once: how many of those may run side by side.
     """
     rates: dict[int, float] = {}
     best, batch = 1, 1
@@ -294,7 +329,11 @@ def measure_batching(encoders: Encoders, size_px: int, max_delay_s: float) -> Ba
         if best < batch:
             break
         batch *= 2
-    return Batching(best, max_delay_s if best > 1 else 0.0, rates)
+    beside = None if narrow is None else _rate_side_by_side(narrow, size_px, at_once)
+    needed = max(rates[1] * LEAST_GAIN, rates[best] / LEAST_GAIN)
+    if beside is not None and beside >= needed:
+        return Batching(1, at_once, 0.0, rates, beside)
+    return Batching(best, 1, max_delay_s if best > 1 else 0.0, rates, beside)
 
 
 def warm(encoders: Encoders, size_px: int, max_batch: int) -> None:
@@ -305,10 +344,26 @@ def warm(encoders: Encoders, size_px: int, max_batch: int) -> None:
 
 def _rate(encoders: Encoders, size_px: int, batch: int) -> float:
     pixels = np.zeros((batch, 3, size_px, size_px), np.float32)
-    encoders.embed_images(pixels)
+    return batch / _median_s(lambda: encoders.embed_images(pixels))
+
+
+def _rate_side_by_side(encoders: Encoders, size_px: int, at_once: int) -> float:
+    pixels = np.zeros((1, 3, size_px, size_px), np.float32)
+
+    def run(_: int) -> None:
+        for _ in range(RUNS_EACH):
+            encoders.embed_images(pixels)
+
+    with ThreadPoolExecutor(at_once) as threads:
+        return RUNS_EACH * at_once / _median_s(lambda: list(threads.map(run, range(at_once))))
+
+
+def _median_s(work: Callable[[], object]) -> float:
+    """Return the seconds that the work takes once it is warm."""
+    work()
     took = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        encoders.embed_images(pixels)
+        work()
         took.append(time.perf_counter() - started)
-    return batch / float(np.median(took))
+    return float(np.median(took))

@@ -30,6 +30,7 @@ class Models:
         manifest: the bundle's description of itself.
         calibration: its fitted numbers.
         encoders: its graphs, or a fake in tests.
+        narrow: the same with one thread an inference, to run side by side; None where not wanted.
         novelty: what training lesions look like; None in a bundle without `novelty.npz`.
         variant: precision of the image encoder.
         decoding: held while pictures are decoded; bounds how many are in memory at full size.
@@ -41,6 +42,7 @@ class Models:
     novelty: NoveltyModel | None
     variant: str = BASE_VARIANT
     decoding: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    narrow: Encoders | None = None
 
     def __post_init__(self) -> None:
         """Refuse a calibration that could not answer every request.
@@ -84,7 +86,9 @@ class Models:
             )
 
 
-def load_models(path: Path, *, threads: int, variant: str | None = None) -> Models:
+def load_models(
+    path: Path, *, threads: int, variant: str | None = None, side_by_side: bool = False
+) -> Models:
     """Return the bundle's models once its hashes and golden vectors hold.
 
     Running the golden vectors is the warm-up: every graph has answered once.
@@ -93,6 +97,8 @@ def load_models(path: Path, *, threads: int, variant: str | None = None) -> Mode
         path: the bundle folder.
         threads: threads within one inference; 0 takes all processors that are this process's.
         variant: precision of the image encoder; None takes the one that the bundle chose.
+        side_by_side: whether a second image encoder of one thread is wanted, where the processor
+            runs it and there are several threads.
 
     Raises:
         InvalidSettings: the bundle has no such variant.
@@ -101,11 +107,20 @@ def load_models(path: Path, *, threads: int, variant: str | None = None) -> Mode
     bundle = open_bundle(path)
     encoders = OnnxEncoders(bundle, threads=threads, variant=variant)
     check_golden(bundle, encoders)
+    narrow = None
+    if side_by_side and encoders.is_on_cpu and encoders.threads > 1:
+        narrow = encoders.with_threads(1)
+        check_golden(bundle, narrow)
     novelty = (
         NoveltyModel.from_bytes(bundle.read(NOVELTY_FILE)) if bundle.has(NOVELTY_FILE) else None
     )
     return Models(
-        bundle.manifest, bundle.calibration, encoders, novelty, variant=encoders.variant.name
+        bundle.manifest,
+        bundle.calibration,
+        encoders,
+        novelty,
+        variant=encoders.variant.name,
+        narrow=narrow,
     )
 
 

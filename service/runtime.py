@@ -359,7 +359,12 @@ def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> R
         raise InvalidSettings("SLIMP_BUNDLE: expected a bundle folder, it is not set")
     if settings.catalogue is None:
         raise InvalidSettings("SLIMP_CATALOGUE: expected a catalogue folder, it is not set")
-    models = load_models(settings.bundle, threads=settings.threads, variant=settings.variant)
+    models = load_models(
+        settings.bundle,
+        threads=settings.threads,
+        variant=settings.variant,
+        side_by_side=settings.max_batch == 0,
+    )
     catalogue = Catalogue.open(
         settings.catalogue,
         bundle_id=models.manifest.bundle_id,
@@ -383,13 +388,19 @@ def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> R
 def _queued(models: Models, settings: Settings, inside: Callable[[], int]) -> Models:
     """Return the models with the image encoder behind a queue, warm."""
     size_px, delay_s = models.manifest.image_input.size_px, settings.batch_delay_ms / 1000
+    threads = settings.threads or available_cpus()
     if settings.max_batch == 0:
-        batching = measure_batching(models.encoders, size_px, delay_s)
+        batching = measure_batching(
+            models.encoders, size_px, delay_s, narrow=models.narrow, at_once=threads
+        )
     else:
-        batching = Batching(settings.max_batch, delay_s)
+        batching = Batching(settings.max_batch, max_delay_s=delay_s)
         warm(models.encoders, size_px, settings.max_batch)
+    narrow = models.narrow if batching.at_once > 1 else None
     return replace(
         models,
-        encoders=BatchedEncoders(models.encoders, batching, inside=inside),
-        decoding=threading.BoundedSemaphore(settings.threads or available_cpus()),
+        encoders=BatchedEncoders(models.encoders, batching, narrow=narrow, inside=inside),
+        decoding=threading.BoundedSemaphore(threads),
+        # What is not used is let go.
+        narrow=None,
     )

@@ -335,10 +335,17 @@ class SchedulingDescription(Schema):
 
     threads: int = Field(description="within one inference; the container's quota bounds them")
     max_batch: int = Field(description="pictures of several requests at once; 1: batches off")
+    at_once: int = Field(
+        description="runs of the image encoder side by side, of one thread each; a picture that is "
+        "the only one inside has all threads"
+    )
     max_delay_ms: FiniteFloat = Field(description="how long a picture waits for company")
     images_per_second: dict[int, FiniteFloat] = Field(
         description="by batch, measured when the service started; empty where the site chose. A "
         "batch twice as large is tried only where the last one paid"
+    )
+    images_per_second_side_by_side: FiniteFloat | None = Field(
+        description="of runs side by side, as measured; null where that was no choice"
     )
     max_concurrency: int
     max_queue: int

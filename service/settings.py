@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     max_batch: int = setting(
         0,
         "pictures of several requests that go through the image encoder at once, a power of two; "
-        "0 measures at start what is fastest, 1 takes one at a time",
+        "0 measures at start what is fastest, also runs side by side, 1 takes one at a time",
         unit="pictures",
         ge=0,
         le=64,

@@ -104,8 +104,10 @@ def _describe_scheduling(runtime: Runtime, settings: Settings) -> SchedulingDesc
     return SchedulingDescription(
         threads=settings.threads or available_cpus(),
         max_batch=batching.max_batch,
+        at_once=batching.at_once,
         max_delay_ms=batching.max_delay_s * 1000,
         images_per_second=dict(batching.rates),
+        images_per_second_side_by_side=batching.side_by_side_rate,
         max_concurrency=settings.max_concurrency,
         max_queue=settings.max_queue,
     )

@@ -395,6 +395,26 @@ def test_threads_reach_the_image_encoder_and_0_takes_what_the_process_may_use(
     assert {o["severity"] for o in options_of(pristine_bundle)} == {3}
 
 
+def test_encoders_of_other_threads_answer_alike_and_load_the_image_encoder_alone(
+    encoders: OnnxEncoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    real = ort.InferenceSession
+
+    def spy(data: bytes, options: ort.SessionOptions, **_: object) -> ort.InferenceSession:
+        loaded.append(options.intra_op_num_threads)
+        return real(data, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", spy)
+    narrow = encoders.with_threads(1)
+    assert (loaded, narrow.threads, narrow.is_on_cpu) == ([1], 1, True)
+    side = encoders.manifest.image_input.size_px
+    pixels = np.random.default_rng(0).standard_normal((2, 3, side, side), np.float32)
+    np.testing.assert_allclose(
+        narrow.embed_images(pixels), encoders.embed_images(pixels), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("available", "chosen"),
     [

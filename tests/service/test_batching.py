@@ -177,6 +177,49 @@ def test_a_hang_costs_each_caller_his_own_time_and_is_seen(watched: Watched) -> 
     assert callers.ask(3)[0].result()[0, 0] == 3
 
 
+def side_by_side(
+    watched: Watched, narrow: Watched, inside: Callable[[], int] = lambda: 2
+) -> Callers:
+    """Return callers of an encoder that runs twice at once."""
+    batching = Batching(at_once=2)
+    return Callers(BatchedEncoders(watched, batching, narrow=narrow, inside=inside))
+
+
+def test_as_many_runs_as_were_chosen_go_side_by_side_one_picture_each(watched: Watched) -> None:
+    narrow = Watched()
+    callers = side_by_side(watched, narrow)
+    asked = [callers.ask(number)[0] for number in (1, 2, 3)]
+    wait_for(lambda: callers.encoders.waiting == 1)
+    assert callers.encoders.busy_s > 0
+    narrow.may.set()
+    assert [one.result()[0, 0] for one in asked] == [1, 2, 3]
+    wait_for(lambda: callers.encoders.busy_s == 0)
+    assert sorted(narrow.batches) == [[1], [2], [3]]
+    assert not watched.batches
+
+
+def test_a_picture_that_is_the_only_one_inside_has_all_threads(watched: Watched) -> None:
+    narrow = Watched()
+    callers = side_by_side(watched, narrow, inside=lambda: 1)
+    alone, _ = callers.ask(1)
+    wait_for(lambda: callers.encoders.waiting == 0)
+    beside, _ = callers.ask(2)
+    narrow.may.set()
+    assert beside.result()[0, 0] == 2
+    watched.may.set()
+    assert alone.result()[0, 0] == 1
+    assert (watched.batches, narrow.batches) == ([[1]], [[2]])
+
+
+def test_a_poisonous_picture_beside_another_fails_alone(watched: Watched) -> None:
+    watched.may.set()
+    callers = side_by_side(watched, watched)
+    asked = [callers.ask(number)[0] for number in (1, POISON, 2)]
+    with pytest.raises(InferenceError):
+        asked[1].result()
+    assert [asked[i].result()[0, 0] for i in (0, 2)] == [1, 2]
+
+
 def test_more_pictures_than_may_wait_are_refused(watched: Watched) -> None:
     callers = Callers(BatchedEncoders(watched, Batching(2), max_waiting=2))
     callers.ask(1)
@@ -210,13 +253,14 @@ def test_what_waits_when_the_service_ends_is_told(watched: Watched) -> None:
         max_size=12,
     ),
     max_batch=st.sampled_from([1, 2, 4, 8]),
+    at_once=st.sampled_from([1, 2, 3]),
     early=st.booleans(),
 )
 def test_whatever_comes_everyone_gets_his_own_answer_or_his_own_error(
-    asked: list[tuple[list[float], str, Lane]], max_batch: int, early: bool
+    asked: list[tuple[list[float], str, Lane]], max_batch: int, at_once: int, early: bool
 ) -> None:
     watched = Watched()
-    callers = Callers(BatchedEncoders(watched, Batching(max_batch)))
+    callers = Callers(BatchedEncoders(watched, Batching(max_batch, at_once)))
     if early:
         watched.may.set()
     answers = []
@@ -271,6 +315,37 @@ def test_batches_are_used_only_where_they_pay(
     assert found.max_delay_s == (0.5 if chosen > 1 else 0)
     assert max(found.rates) == tried
     assert found.rates[2] == pytest.approx(2 / seconds[2])
+
+
+@pytest.mark.parametrize(
+    ("beside", "batch_of_8", "at_once", "max_batch"),
+    [
+        # Images a second where one picture at a time makes 10.
+        (10.4, 10.0, 1, 1),
+        (11.0, 10.0, 2, 1),
+        (11.0, 11.5, 2, 1),
+        (11.0, 20.0, 1, 8),
+        (9.0, 20.0, 1, 8),
+    ],
+)
+def test_runs_side_by_side_where_they_pay_batches_where_they_pay_more(
+    beside: float, batch_of_8: float, at_once: int, max_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {1: 10.0, 2: 10.6, 4: 11.2, 8: batch_of_8}
+    rates = rates if batch_of_8 > 10 else dict.fromkeys(rates, 10.0)
+    monkeypatch.setattr("service.batching._rate", lambda encoders, size_px, batch: rates[batch])
+    monkeypatch.setattr("service.batching._rate_side_by_side", lambda *_: beside)
+    found = measure_batching(FakeEncoders(), 4, 0.5, narrow=FakeEncoders(), at_once=2)
+    assert (found.at_once, found.max_batch) == (at_once, max_batch)
+    assert found.max_delay_s == (0.5 if max_batch > 1 else 0)
+    assert found.side_by_side_rate == beside
+
+
+def test_runs_side_by_side_are_timed_together() -> None:
+    found = measure_batching(FakeEncoders(), 4, 0.5, narrow=FakeEncoders(), at_once=3)
+    assert found.side_by_side_rate is not None
+    assert found.side_by_side_rate > 0
+    assert measure_batching(FakeEncoders(), 4, 0.5).side_by_side_rate is None
 
 
 def test_every_batch_that_may_be_used_is_warmed(watched: Watched) -> None:

@@ -85,6 +85,17 @@ def test_a_bundle_without_context_and_novelty_is_served(tmp_path: Path) -> None:
         assert runtime.risk([draw_image(RED)]).patient.reason == "no_context_model"
 
 
+@pytest.mark.parametrize(("max_batch", "measured"), [(0, True), (1, False)])
+def test_runs_side_by_side_are_a_choice_where_the_site_made_none(
+    tmp_path: Path, max_batch: int, measured: bool
+) -> None:
+    site = make_site(tmp_path, context=False, novelty=False)
+    runtime = load_runtime(site.model_copy(update={"max_batch": max_batch, "threads": 2}))
+    assert runtime.batched is not None
+    assert (runtime.batched.batching.side_by_side_rate is not None) == measured
+    runtime.close()
+
+
 def test_until_it_is_loaded_the_service_lives_and_is_not_ready(
     monkeypatch: pytest.MonkeyPatch, make_runtime: Callable[..., Runtime]
 ) -> None:
