@@ -1,6 +1,8 @@
 """Writes every request that asks the models or the catalogue into the audit, before its answer.
 
-An answer that cannot be written down is not given: the caller gets 503, and asks again.
+An answer that cannot be written down is not given: the caller gets 503, and asks again. Whoever is
+turned away because too many ask was neither heard nor told anything: metrics and the log count
+those, as a row each, synced to disk, would let a flood of them slow everybody.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ from service.problems import ledger_problem
 from service.state import Service, route_of
 
 REFUSED = frozenset({401, 403})
+TURNED_AWAY = 429
 # Files and descriptions that say nothing of anybody; refusals at their door are written down.
 UNAUDITED = frozenset(
     {
@@ -67,6 +70,8 @@ class AuditTrail:
 
     def _event(self, scope: Scope, status: int) -> Event | None:
         route, state = route_of(scope), scope["state"]
+        if status == TURNED_AWAY:
+            return None
         if status not in REFUSED and (route in UNAUDITED or route.startswith("/page")):
             return None
         caller = state.get("caller")

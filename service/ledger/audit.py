@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -88,6 +89,9 @@ class AuditLog:
         """
         self._path = folder / FILE
         self._engine: Engine = open_ledger(folder)
+        # Threads of one process take turns here: SQLite lets those that meet its lock sleep and
+        # ask again, a tenth of a second when many do.
+        self._appending = threading.Lock()
 
     def close(self) -> None:
         """Release the database."""
@@ -100,7 +104,11 @@ class AuditLog:
             LedgerError: it could not be written.
         """
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        with reporting_damage(self._path), writing(self._engine).begin() as connection:
+        with (
+            reporting_damage(self._path),
+            self._appending,
+            writing(self._engine).begin() as connection,
+        ):
             head = _read_head(connection)
             columns = asdict(event) | {
                 "sequence": (0 if head is None else head.sequence) + 1,

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from service.ledger.database import FILE
 from service.runtime import Runtime
 from tests.fakes import BLUE, RED, draw_image
 from tests.service.asking import answer, ask, assert_error
+from tests.service.test_scheduling import Blocked, wait_for
 
 ROWS = 5
 
@@ -194,6 +196,30 @@ def test_an_answer_that_cannot_be_written_down_is_not_given(
     run_sql(tmp_path / "ledger", "DROP TRIGGER full")
     answer(audited, "/classify", draw_image(RED))
     assert len(rows_of(tmp_path)) == 1
+
+
+def test_a_request_that_is_turned_away_as_too_many_leaves_no_row(
+    tmp_path: Path, make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
+) -> None:
+    encoders = Blocked()
+    limits = {"max_concurrency": 1, "max_queue": 0}
+    app = make_app(make_runtime(encoders=encoders), ledger=tmp_path / "ledger", **limits)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as callers:
+        inside = callers.submit(ask, client, "/embed", draw_image(RED))
+        wait_for(lambda: app.state.service.scheduler.admitted == 1)
+        assert_error(ask(client, "/embed", draw_image(RED)), 429, "overloaded")
+        encoders.may.set()
+        assert inside.result().status_code == 200
+    assert [row["status"] for row in rows_of(tmp_path)] == [200]
+
+
+def test_threads_that_append_at_once_make_one_chain(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "ledger")
+    with ThreadPoolExecutor(8) as threads:
+        heads = list(threads.map(lambda number: log.append(event(number)), range(80)))
+    log.close()
+    assert sorted(head.sequence for head in heads) == list(range(1, 81))
+    assert verdict(tmp_path / "ledger") == (80, None)
 
 
 def test_the_audit_can_be_switched_off(tmp_path: Path, make_app: Callable[..., FastAPI]) -> None:
