@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -76,11 +77,12 @@ def started(
         await_answer(server)
         yield server
     finally:
-        process.terminate()
+        # A session of its own: its workers end with it.
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def await_answer(server: Server) -> None:

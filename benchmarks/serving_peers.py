@@ -36,10 +36,11 @@ class Model:
             return self.module(self.torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
 
 
-def run_fastapi(model: Model, port: int) -> None:
+def run_fastapi(program: str, size_px: int, resize_px: int, port: int) -> None:
     import uvicorn
     from fastapi import FastAPI, UploadFile
 
+    model = Model(program, size_px, resize_px)
     app = FastAPI()
 
     @app.post("/embed")
@@ -49,44 +50,23 @@ def run_fastapi(model: Model, port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning")
 
 
-def run_litserve(model: Model, port: int) -> None:
-    import litserve
+def run_litserve(program: str, size_px: int, resize_px: int, port: int) -> None:
+    from benchmarks import serving_peers_litserve
 
-    class Embedding(litserve.LitAPI):  # type: ignore[misc, name-defined]
-        def setup(self, device: str) -> None:
-            self.model = Model(*sys.argv[2:3], *map(int, sys.argv[3:5]))
-
-        def decode_request(self, request: Any) -> Any:
-            return self.model.prepare(request["image"].file.read())
-
-        def batch(self, inputs: list[Any]) -> Any:
-            return np.stack(inputs)
-
-        def predict(self, pixels: Any) -> Any:
-            return self.model.embed(pixels)
-
-        def unbatch(self, output: Any) -> Any:
-            return list(output)
-
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            return {"embedding": output.tolist()}
-
-    api = Embedding(max_batch_size=BATCH, batch_timeout=DELAY_S, api_path="/embed")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
-    server.run(port=port, generate_client_file=False, log_level="warning")
+    serving_peers_litserve.run(program, size_px, resize_px, port)
 
 
-def run_bentoml(model: Model, port: int) -> None:
+def run_bentoml(program: str, size_px: int, resize_px: int, port: int) -> None:
     import os
-    import subprocess
 
     target = "benchmarks.serving_peers_bento:Embedding"
     command = ["-m", "bentoml", "serve", target, "--port", str(port)]
-    environ = {**os.environ, "BENCH_MODEL": " ".join(sys.argv[2:5])}
-    sys.exit(subprocess.run([sys.executable, *command], env=environ, check=False).returncode)
+    environ = {**os.environ, "BENCH_MODEL": f"{program} {size_px} {resize_px}"}
+    # In this process's place: what ends it ends the service.
+    os.execve(sys.executable, [sys.executable, *command], environ)
 
 
 if __name__ == "__main__":
     name, program, size_px, resize_px, number = sys.argv[1:]
     servers = {"fastapi": run_fastapi, "litserve": run_litserve, "bentoml": run_bentoml}
-    servers[name](Model(program, int(size_px), int(resize_px)), int(number))
+    servers[name](program, int(size_px), int(resize_px), int(number))

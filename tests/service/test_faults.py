@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -278,9 +279,11 @@ def test_a_write_that_the_disk_refuses_changes_nothing(site: Path, eager: None) 
 WORKERS = 2
 
 
-@pytest.fixture
-def workers(site: Path) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
-    """A service of two workers behind one port, on links that can be turned."""
+@contextlib.contextmanager
+def running(
+    site: Path, settings: dict[str, str]
+) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
+    """Yield a client of a service in processes of its own, ready, on links that can be turned."""
     (site / "served").symlink_to("bundle")
     (site / "searched").symlink_to("catalogue")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIMP_")}
@@ -291,13 +294,7 @@ def workers(site: Path) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]
             cwd=site,
             stdout=log,
             stderr=log,
-            env={
-                **environment,
-                "SLIMP_WORKERS": str(WORKERS),
-                # Handed on to the workers as it came: JSON.
-                "SLIMP_OIDC_SCOPES": '{"dermatology": "read"}',
-                "PYTHONPATH": str(Path(__file__).parents[2]),
-            },
+            env={**environment, **settings, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
@@ -311,6 +308,24 @@ def workers(site: Path) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]
         finally:
             process.terminate()
             process.wait(60)
+
+
+@pytest.fixture
+def workers(site: Path) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
+    """A service of two workers behind one port."""
+    # Handed on to the workers as it came: JSON.
+    scopes = {"SLIMP_OIDC_SCOPES": '{"dermatology": "read"}'}
+    with running(site, {"SLIMP_WORKERS": str(WORKERS), **scopes}) as found:
+        yield found
+
+
+def test_one_process_that_is_told_to_swap_goes_on_and_says_what_is_needed(site: Path) -> None:
+    files = {"image": ("i.png", draw_image(RED, seed=79))}
+    with running(site, {}) as (client, process):
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: b"SLIMP_WORKERS=2" in (site / "log").read_bytes(), within=30)
+        assert client.post("/classify", files=files).status_code == 200
+        assert process.poll() is None
 
 
 def children(pid: int) -> list[int]:
