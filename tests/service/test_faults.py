@@ -378,7 +378,7 @@ def test_workers_are_replaced_and_bundles_swapped_without_a_lost_request(
         kept = set(children(process.pid))
         process.send_signal(1)
         log = site / "log"
-        wait_until(lambda: log.read_bytes().count(b"load_failed") == WORKERS, within=60)
+        wait_until(lambda: log.read_bytes().count(b"load_failed") == 1, within=60)
         wait_until(lambda: kept == set(children(process.pid)), within=60)
         assert set(seen[-5:]) == {first}
         turn(site, "bundle", "catalogue")
