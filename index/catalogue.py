@@ -396,11 +396,6 @@ class Catalogue:
             raise UnknownLesion(NO_PATIENT)
         return found
 
-    def lesions_with_content(self, content_hashes: Collection[str]) -> list[StoredLesion]:
-        """Return the lesions that hold an image with one of these pixel hashes, by lesion id."""
-        with self._reading() as connection:
-            return self._stored(connection, rows.ids_with_content(connection, content_hashes))
-
     def thumbnail(self, lesion_id: str) -> bytes:
         """Return the lesion's small picture, JPEG or WebP bytes.
 

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, Select, String, cast, func, select
 
 from index.filters import Filter
 from index.lesions import Exclusion
-from index.rows import IdArray, ids_where
-from index.tables import Lesion, LesionImage
+from index.rows import IdArray, ids_where, ids_with_content
+from index.tables import Lesion
 from index.vectors import Eligible
 
 
@@ -40,9 +40,14 @@ def _all_ids(connection: Connection, query: Select[int]) -> IdArray:
 
 def _excluded(connection: Connection, exclude: Exclusion) -> IdArray:
     """Return (M,) int64, unique, the vector ids of the excluded lesions."""
+    same = ids_with_content(connection, exclude.contents)
+    patients = exclude.patients
+    if exclude.with_kin:
+        owners = ids_where(connection, Lesion.patient_id, Lesion.pk, same)
+        patients = patients.union(owner for owner in owners if owner is not None)
     found = [
+        *same,
         *ids_where(connection, Lesion.pk, Lesion.lesion_id, exclude.lesions),
-        *ids_where(connection, Lesion.pk, Lesion.patient_id, exclude.patients),
-        *ids_where(connection, LesionImage.lesion_pk, LesionImage.content_hash, exclude.contents),
+        *ids_where(connection, Lesion.pk, Lesion.patient_id, patients),
     ]
     return np.unique(np.asarray(found, np.int64))

@@ -229,7 +229,7 @@ def ids_where(
     connection: Connection,
     wanted: InstrumentedAttribute[Item],
     column: InstrumentedAttribute[Any],
-    values: Collection[str],
+    values: Collection[str] | Collection[int],
 ) -> Iterator[Item]:
     """Yield the wanted column of the rows whose other column has one of the values."""
     for chunk in _chunks(sorted(values)):

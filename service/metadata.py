@@ -5,7 +5,7 @@ all other lesions of their patients, may not speak for it: that would be the les
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bundle.calibration import Condition, FloatArray
 from bundle.fields import Record
@@ -126,16 +126,6 @@ def ask_neighbours(
         (hits,) = catalogue.search(
             embedding[None],
             k=settings.neighbours,
-            exclude=without_twins(catalogue, exclude),
+            exclude=replace(exclude, with_kin=True),
         )
     return extrapolate(hits, wanted, settings)
-
-
-def without_twins(catalogue: Catalogue, exclude: Exclusion) -> Exclusion:
-    """Return the exclusion widened to the patients of lesions that hold an excluded content."""
-    twins = catalogue.lesions_with_content(exclude.contents)
-    return Exclusion(
-        lesions=exclude.lesions | {twin.lesion_id for twin in twins},
-        patients=exclude.patients | {t.patient_id for t in twins if t.patient_id is not None},
-        contents=exclude.contents,
-    )

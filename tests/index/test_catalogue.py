@@ -72,17 +72,6 @@ def test_a_patients_lesions_come_in_order_of_their_ids(
     assert [lesion.lesion_id for lesion in found] == ["lesion-003", "lesion-004", "lesion-005"]
 
 
-def test_lesions_are_found_by_the_content_of_any_image(
-    make_catalogue: MakeCatalogue, make_lesion: MakeLesion
-) -> None:
-    catalogue = make_catalogue(
-        [make_lesion(2, content_hashes=("a" * 64, "b" * 64)), make_lesion(1), make_lesion(0)]
-    )
-    found = catalogue.lesions_with_content(["b" * 64, "a" * 64, f"{1:064x}", "e" * 64])
-    assert [lesion.lesion_id for lesion in found] == ["lesion-001", "lesion-002"]
-    assert catalogue.lesions_with_content([]) == []
-
-
 def test_a_thumbnail_is_given_as_it_was_added_and_its_absence_is_told(
     make_catalogue: MakeCatalogue, make_lesion: MakeLesion
 ) -> None:

@@ -111,6 +111,7 @@ FILTERS = st.fixed_dictionaries(
     st.frozensets(st.integers(0, 95), max_size=20),
     st.frozensets(st.integers(0, 31), max_size=5),
     st.frozensets(st.integers(0, 600), max_size=10),
+    st.booleans(),
     st.integers(1, 100),
     st.integers(0, 2**32 - 1),
 )
@@ -121,6 +122,7 @@ def test_search_returns_exactly_the_best_eligible_lesions_in_order(
     numbers: frozenset[int],
     patients: frozenset[int],
     contents: frozenset[int],
+    with_kin: bool,
     k: int,
     seed: int,
 ) -> None:
@@ -128,13 +130,16 @@ def test_search_returns_exactly_the_best_eligible_lesions_in_order(
         lesions=frozenset(f"lesion-{n:03d}" for n in numbers),
         patients=frozenset(f"patient-{n}" for n in patients),
         contents=frozenset(f"{n:064x}" for n in contents),
+        with_kin=with_kin,
     )
+    same = [lesion for lesion in lesions if exclude.contents & set(lesion.content_hashes)]
+    owners = {lesion.patient_id for lesion in same if with_kin and lesion.patient_id is not None}
     eligible = [
         lesion
         for lesion in lesions
         if matches(lesion, raw)
         and lesion.lesion_id not in exclude.lesions
-        and lesion.patient_id not in exclude.patients
+        and lesion.patient_id not in exclude.patients | owners
         and not exclude.contents & set(lesion.content_hashes)
     ]
     rng = np.random.default_rng(seed)
