@@ -1,9 +1,10 @@
 """Vectors distributed like a real encoder's, from a few numbers; and the numbers from real ones.
 
-    python -m benchmarks.retrieval_vectors HAM.npy      compares real embeddings with made ones
+    python -m benchmarks.retrieval_vectors EMBEDDINGS.npy [--cohort COHORT --source FOLDER]
 
-The numbers below were fitted to unit class tokens of DINOv2-small after block 8 at 112 px, one
-image of each of 4,800 HAM10000 lesions: how much of a vector all share, how the rest is spread over
+Compares real embeddings with made ones; with a cohort and a checkpoint, makes the file first. The
+numbers below were fitted to unit class tokens of DINOv2-small after block 8 at 112 px, one image of
+each of 4,800 HAM10000 lesions: how much of a vector all share, how the rest is spread over
 principal axes (interpolated between ranks), and a mixture of clusters of unequal size and width
 that gives about the real neighbours' cosines, local dimension and hubs. No embedding is kept.
 """
@@ -15,9 +16,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.input_size import config_at, load_encoder
+from bundle.images import standardise
+from cohort.cohort import Cohort
+from cohort.splits import SPLITS
+from training.data import Squares, in_order, load_rows
+
 FloatArray = npt.NDArray[np.float32]
 
-DIM = 384
+DIM, SIZE_PX = 384, 112
 # The squared length of the mean of unit vectors.
 SHARED = 0.9754
 # Shares of the rest's variance at these ranks of its principal axes.
@@ -117,12 +124,30 @@ def likeness(queries: FloatArray, known: FloatArray) -> dict[str, float]:
     }
 
 
+def embed(cohort: Cohort, source: str) -> FloatArray:
+    """Return (N, 384) float32 embeddings of one image of each lesion, as the numbers were made."""
+    rows = load_rows(cohort, SPLITS, cohort.info.labels)
+    rows = rows.take(np.sort(np.unique(rows.lesion_id, return_index=True)[1]))
+    encoder = load_encoder(SIZE_PX, source)
+    squares = Squares(cohort, rows, config_at(SIZE_PX, source).image.input)
+    parts = []
+    for part in in_order(len(rows), 32):
+        pixels = standardise(squares.read(part), squares.spec)
+        parts.append(encoder.run(None, {"pixels": pixels})[0])
+    return np.concatenate(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("embeddings", type=Path, help="(N, 384) float32, npy")
-    asked, known = held_out(np.load(parser.parse_args().embeddings))
+    parser.add_argument("--cohort", type=Path)
+    parser.add_argument("--source", help="Hugging Face folder or hub id")
+    options = parser.parse_args()
+    if options.cohort is not None:
+        np.save(options.embeddings, embed(Cohort.open(options.cohort), options.source))
+    asked, known = held_out(np.load(options.embeddings))
     generator = Generator()
     real = likeness(_unit(asked), _unit(known))
     made = generator.vectors(len(known), seed=1)
