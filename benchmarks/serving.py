@@ -68,13 +68,19 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(
-    name: str, command: Sequence[str], port: int, path: str, environ: Mapping[str, str]
+    name: str,
+    command: Sequence[str],
+    port: int,
+    path: str,
+    environ: Mapping[str, str],
+    *,
+    poll_s: float = 0.5,
 ) -> Iterator[Server]:
     """Yield a server once it answers something at its path; it ends with the block."""
     process = subprocess.Popen(command, env={**os.environ, **environ}, start_new_session=True)
     server = Server(name, process, f"http://127.0.0.1:{port}{path}")
     try:
-        await_answer(server)
+        await_answer(server, poll_s)
         yield server
     finally:
         # A session of its own: its workers end with it.
@@ -85,7 +91,7 @@ def started(
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def await_answer(server: Server) -> None:
+def await_answer(server: Server, poll_s: float) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and server.process.poll() is None:
         try:
@@ -97,7 +103,7 @@ def await_answer(server: Server) -> None:
                 return
         except OSError:
             pass
-        time.sleep(0.5)
+        time.sleep(poll_s)
     raise RuntimeError(f"{server.name} did not start within {START_S:g} s")
 
 
