@@ -87,6 +87,7 @@ VARIANTS = (
     Variant("nested, max", "nested", (("pooling", "max"),)),
     Variant("nested, attention", "nested", (("pooling", "attention"),)),
     Variant("nested + views", "nested", (("image_weight", 0.5),)),
+    Variant("lesion + views", "lesion", (("image_weight", 0.5),)),
 )
 
 
