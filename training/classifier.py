@@ -1,7 +1,8 @@
 """Training the classifier, on features of frozen image towers or together with the image tower.
 
-The classifier sees in training what it sees in service: metadata given in full or in part,
-extrapolated from other groups' lesions, or missing, and now and then a record without an image.
+The classifier sees in training what it sees in service: metadata given in full or in part, or
+extrapolated from other groups' lesions, now and then a record without an image, and always the
+image alone.
 """
 
 import itertools
@@ -31,9 +32,8 @@ from training.schedule import warmup_cosine
 
 FloatArray = npt.NDArray[np.float32]
 
-# How often a training row shows each condition; the rest has its metadata missing.
-GIVEN_SHARE = 0.5
-EXTRAPOLATED_SHARE = 0.25
+# How often a training row shows its own metadata; else it shows what neighbours say.
+GIVEN_SHARE = 0.7
 # Rows of the given condition whose columns are thinned, and those that show no image.
 THINNED_SHARE = 0.5
 NO_IMAGE_SHARE = 0.25
@@ -92,9 +92,7 @@ class ConditionRecords:
 
     def draw(self, index: npt.NDArray[np.int64], rng: np.random.Generator) -> Drawn:
         """Return records under a random condition a row, some without their image."""
-        fate = rng.random(len(index))
-        given = fate < GIVEN_SHARE
-        extrapolated = ~given & (fate < GIVEN_SHARE + EXTRAPOLATED_SHARE)
+        given = rng.random(len(index)) < GIVEN_SHARE
         thinning = np.where(rng.random(len(index)) < THINNED_SHARE, rng.random(len(index)), 0)
         records: dict[Level, EncodedRecords] = {}
         shown, weight = self._shown(index, rng)
@@ -102,7 +100,6 @@ class ConditionRecords:
             own, guessed = self.given[level].rows(index), self.extrapolated[level].rows(index)
             kept = rng.random(own.present.shape) >= thinning[:, None]
             present = np.where(given[:, None], shown[level] & kept, guessed.present)
-            present &= (given | extrapolated)[:, None]
             values = np.where(given[:, None], own.values, guessed.values)
             records[level] = EncodedRecords(values.astype(np.float32), present)
         show = ~(given & (rng.random(len(index)) < NO_IMAGE_SHARE))
@@ -196,13 +193,13 @@ def train_classifier(
     while step < total:
         for features, index in batches():
             drawn = records.draw(index.numpy(), rng)
-            logits = classify(
-                towers, classifier, features.to(device), drawn.records, drawn.show_image
-            )
+            features = features.to(device)
+            logits = classify(towers, classifier, features, drawn.records, drawn.show_image)
             # Balanced logits: the prior is added here and again, refitted, in calibration.
             target = label[index].to(device)
             losses = cross_entropy(logits + log_prior, target, reduction="none")
-            loss = (losses * torch.from_numpy(drawn.weight).to(device)).mean()
+            own = cross_entropy(classifier.of_image(features) + log_prior, target)
+            loss = own + (losses * torch.from_numpy(drawn.weight).to(device)).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -6,16 +6,18 @@ from torch import nn
 
 from training.whitening import Whitening
 
-MODALITIES = 3
+MODALITIES, RECORDS = 3, 2
 
 
 class Classifier(nn.Module):
     """Image, lesion-record and patient-record features to logits, any of them absent.
 
-    Each modality votes alone through a linear layer and together through a hidden layer; an absent
-    one is replaced by a learned vector and its own vote falls away. The logits are those of a
-    world where every label is equally frequent: the prior is added afterwards, by calibration
-    (Menon et al., 2021, arXiv 2007.07314).
+    The image answers by itself, and records add to its answer: each votes alone through a linear
+    layer, and all together, the image included, through a hidden layer. What they add does not
+    train what the image says, and without a record nothing is added: such an answer is that of a
+    classifier of images that never knew of records. An absent modality is replaced by a learned
+    vector and its own vote falls away. The logits are those of a world where every label is equally
+    frequent: the prior is added afterwards, by calibration (Menon et al., 2021, arXiv 2007.07314).
 
     A classifier that was trained with the image tower read its features before they had their
     metric: `image_basis` and `image_offset` give them back.
@@ -28,15 +30,12 @@ class Classifier(nn.Module):
         super().__init__()
         self.labels = labels
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(MODALITIES))
-        self.votes = nn.ModuleList(nn.Linear(dim, labels) for _ in range(MODALITIES))
         self.absent = nn.Parameter(torch.zeros(MODALITIES, dim))
         self.drop = nn.Dropout(dropout)
-        self.joint = nn.Sequential(
-            nn.Linear(MODALITIES * dim, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, labels),
-        )
+        self.image_vote = nn.Linear(dim, labels)
+        self.image_hidden = _hidden_layer(dim, labels, hidden, dropout)
+        self.votes = nn.ModuleList(nn.Linear(dim, labels) for _ in range(RECORDS))
+        self.joint = _hidden_layer(MODALITIES * dim, labels, hidden, dropout)
         self.register_buffer("image_basis", torch.eye(dim))
         self.register_buffer("image_offset", torch.zeros(dim))
 
@@ -47,6 +46,12 @@ class Classifier(nn.Module):
         self.image_basis.copy_(torch.from_numpy(back @ trained.basis))
         self.image_offset.copy_(torch.from_numpy(offset))
 
+    def of_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (N, C) logits of (N, D) image features alone."""
+        part = self._part(0, image @ self.image_basis + self.image_offset)
+        logits: torch.Tensor = self.image_vote(part) + self.image_hidden(part)
+        return logits
+
     def forward(
         self,
         image: torch.Tensor,
@@ -56,7 +61,7 @@ class Classifier(nn.Module):
         lesion_present: torch.Tensor,
         patient_present: torch.Tensor,
     ) -> torch.Tensor:
-        """Return (N, C) logits.
+        """Return (N, C) logits; gradients do not reach `of_image`, which has a loss of its own.
 
         Args:
             image: (N, D) features.
@@ -68,14 +73,24 @@ class Classifier(nn.Module):
         """
         flags = (image_present, lesion_present, patient_present)
         features = (image @ self.image_basis + self.image_offset, lesion_record, patient_record)
-        parts, votes = [], []
-        for number, (feature, flag) in enumerate(zip(features, flags, strict=True)):
-            there = flag.unsqueeze(-1)
-            part = self.drop(self.norms[number](feature))
-            parts.append(torch.where(there, part, self.absent[number]))
-            votes.append(torch.where(there, self.votes[number](part), 0))
-        joint: torch.Tensor = self.joint(torch.cat(parts, dim=-1))
-        return joint + torch.stack(votes).sum(0)
+        there = [flag.unsqueeze(-1) for flag in flags]
+        parts = [self._part(number, feature) for number, feature in enumerate(features)]
+        seen = [torch.where(t, p, a) for t, p, a in zip(there, parts, self.absent, strict=True)]
+        added: torch.Tensor = self.joint(torch.cat(seen, dim=-1))
+        for vote, known, part in zip(self.votes, there[1:], parts[1:], strict=True):
+            added = added + torch.where(known, vote(part), 0)
+        own = torch.where(there[0], self.of_image(image).detach(), 0)
+        return own + torch.where(there[1] | there[2], added, 0)
+
+    def _part(self, number: int, feature: torch.Tensor) -> torch.Tensor:
+        part: torch.Tensor = self.drop(self.norms[number](feature))
+        return part
+
+
+def _hidden_layer(inputs: int, labels: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, labels)
+    )
 
 
 class ContextModel(nn.Module):

@@ -64,6 +64,25 @@ def test_a_modality_that_is_absent_has_no_say(flags: tuple[bool, bool, bool]) ->
             assert not torch.allclose(model(*moved, *present), model(*features, *present))
 
 
+def test_what_records_add_neither_trains_nor_changes_what_the_image_says_alone() -> None:
+    model = classifier()
+    image, lesion, patient = torch.randn(3, 4, DIM, requires_grad=True)
+    yes, no = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    alone = model.of_image(image)
+    torch.testing.assert_close(model(image, lesion, patient, yes, no, no), alone)
+    assert not torch.allclose(model(image, lesion, patient, yes, yes, no), alone)
+    model(image, lesion, patient, yes, yes, yes).sum().backward()
+    untrained = [*model.image_vote.parameters(), *model.image_hidden.parameters()]
+    assert all(p.grad is None for p in untrained)
+    assert all(p.grad is not None for p in [*model.joint.parameters(), *model.votes.parameters()])
+
+
+def test_nothing_that_is_there_says_nothing() -> None:
+    model, no = classifier(), torch.zeros(4, dtype=torch.bool)
+    image, lesion, patient = torch.randn(3, 4, DIM)
+    assert not model(image, lesion, patient, no, no, no).any()
+
+
 def test_one_lesion_keeps_its_own_log_odds_whatever_the_scale() -> None:
     model, alone = context_model(), lesions(1)
     model.gain.fill_(3)

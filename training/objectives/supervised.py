@@ -50,10 +50,15 @@ class Supervised(Objective):
             images, lesions, patients, ~absent, said["lesion"], said["patient"]
         )
         label = gather_rows(batch["label"])
-        logits = gather_rows(logits)[label >= 0].to(self.weight.dtype)
-        label = label[label >= 0]
+        labelled = label >= 0
+        label = label[labelled]
+        fused, alone = (
+            gather_rows(answer)[labelled].to(self.weight.dtype)
+            for answer in (logits, self.classifier.of_image(images))
+        )
         if not len(label):
-            return {"supervised": Mean(logits.sum() * 0)}
-        right = (logits.argmax(1) == label).float().mean().item()
-        loss = cross_entropy(logits, label, weight=self.weight)
+            return {"supervised": Mean(fused.sum() * 0)}
+        right = (fused.argmax(1) == label).float().mean().item()
+        loss = cross_entropy(fused, label, weight=self.weight)
+        loss = loss + cross_entropy(alone, label, weight=self.weight)
         return {"supervised": Mean(loss, {"accuracy": right})}
