@@ -36,7 +36,8 @@ def laddered(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
         # Where there is no bfloat16, the same path runs in float32.
-        capable = openvino_session.PRECISION if "amx_bf16" in _flags() else "f32"
+        is_capable = any(flag in _flags() for flag in ("amx_bf16", "avx512_bf16"))
+        capable = openvino_session.PRECISION if is_capable else "f32"
         patch.setattr(openvino_session, "PRECISION", capable)
         export_run(exported.run, out, cohort=cohort)
     return open_bundle(out)
