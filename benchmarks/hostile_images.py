@@ -85,7 +85,7 @@ def opened(folder: Path) -> TestClient:
     models = Models(make_manifest(), make_calibration(), FakeEncoders(), make_novelty())
     settings = Settings(log_level="error")
     runtime = Runtime(models, catalogue, limits=settings.image_limits)
-    return TestClient(create_app(settings, runtime))
+    return TestClient(create_app(settings, runtime), base_url="http://localhost")
 
 
 def table(lines: list[Line]) -> str:
