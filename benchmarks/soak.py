@@ -2,12 +2,13 @@
 
     python -m benchmarks.soak BUNDLE CATALOGUE [--requests 20000]
 
-A copy of the catalogue is served on loopback, and four callers send it good and bad requests mixed:
-pictures with and without metadata, searches, patients, writes that are erased again, files that are
-no picture, cut ones, unknown fields, wrong routes, callers that go away. Sixty times on the way the
-process is looked at. After the first quarter, which warms caches and pools, the slope of each
-figure over the rest is fitted, with a 95 % interval by resampling blocks; it is a leak where the
-interval lies above what the figure may grow in the whole run. Ends by itself.
+A copy of the demo's catalogue (`slimp demo`) is served on loopback, with a cache of embeddings that
+is soon full, and four callers send it good and bad requests mixed, made of pictures that the demo
+can judge: pictures with and without metadata, searches, patients, writes that are erased again,
+files that are no picture, cut ones, unknown fields, wrong routes, callers that go away. Sixty times
+on the way the process is looked at. After the first quarter, which warms caches and pools, the
+slope of each figure over the rest is fitted, with a 95 % interval by resampling blocks; it is a
+leak where the interval lies above what the figure may grow in the whole run. Ends by itself.
 """
 
 import argparse
@@ -28,8 +29,10 @@ from pathlib import Path
 import httpx2 as httpx
 import numpy as np
 
-from tests.fakes import BLUE, GREEN, RED, draw_image
+from cohort.rows import LesionImage
+from cohort.synthetic import synthetic_source
 
+PATIENTS, SEED = 150, 4711
 CALLERS = 4
 LOOKS = 60
 WARM_SHARE = 0.25
@@ -50,13 +53,20 @@ class Count:
     sent: int = 0
 
 
-def one_request(client: httpx.Client, rng: random.Random, number: int) -> tuple[str, float]:
+def lesion_pictures() -> list[bytes]:
+    """Return files of the demo's kind, of patients that it does not know."""
+    rows = synthetic_source(patients=PATIENTS, seed=SEED).rows()
+    return [row.image for row in rows if isinstance(row, LesionImage)]
+
+
+def one_request(
+    client: httpx.Client, rng: random.Random, number: int, image: bytes
+) -> tuple[str, float]:
     """Send one request of a random kind; return what came and its milliseconds."""
     kind = rng.choices(
         ("classify", "metadata", "similar", "risk", "write", "no image", "cut", "field", "route"),
         (30, 15, 15, 8, 6, 10, 8, 5, 3),
     )[0]
-    image = draw_image(rng.choice((RED, GREEN, BLUE)), seed=number)
     file = {"image": ("i.png", image)}
     started = time.perf_counter()
     if kind == "write":
@@ -111,15 +121,19 @@ def growth(values: list[float]) -> tuple[float, float, float]:
 class Caller(threading.Thread):
     """Sends requests until all are sent or one finds nobody."""
 
-    def __init__(self, url: str, seed: int, count: Count, total: int) -> None:
+    def __init__(
+        self, url: str, seed: int, count: Count, total: int, pictures: list[bytes]
+    ) -> None:
         super().__init__(daemon=True)
+        self.pictures = pictures
         self.url, self.rng, self.count, self.total = url, random.Random(seed), count, total
         self.client = httpx.Client(base_url=url, timeout=60)
 
     def run(self) -> None:
         while not self.count.failures and (number := self.next()) <= self.total:
             try:
-                name, took = one_request(self.client, self.rng, number)
+                picture = self.pictures[number % len(self.pictures)]
+                name, took = one_request(self.client, self.rng, number, picture)
             except httpx.HTTPError as error:
                 self.count.failures.append(repr(error))
                 return
@@ -146,7 +160,8 @@ class Caller(threading.Thread):
 
 def run(url: str, pid: int, total: int) -> tuple[list[dict[str, float]], Count]:
     count, looks = Count(), list[dict[str, float]]()
-    callers = [Caller(url, seed, count, total) for seed in range(CALLERS)]
+    pictures = lesion_pictures()
+    callers = [Caller(url, seed, count, total, pictures) for seed in range(CALLERS)]
     for caller in callers:
         caller.start()
     for number in range(1, LOOKS + 1):
@@ -183,7 +198,11 @@ def main() -> None:
                 [*command, "--port", str(port)],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"},
+                env={
+                    **os.environ,
+                    "MALLOC_MMAP_THRESHOLD_": "1048576",
+                    "SLIMP_EMBEDDING_CACHE_MIB": "1",
+                },
             )
         try:
             until = time.monotonic() + 120
@@ -209,6 +228,8 @@ def main() -> None:
             leaks.append(name)
     print(", ".join(f"{name}: {number}" for name, number in sorted(count.statuses.items())))
     failed = [name for name in count.statuses if name.split()[-1].startswith("5")]
+    if not count.statuses["write 201"]:
+        failed.append("no lesion was added")
     if leaks or failed or ready != 200:
         raise SystemExit(f"growth: {leaks}; failed: {failed}; ready: {ready}")
 
