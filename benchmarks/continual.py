@@ -90,7 +90,7 @@ def report(folder: Path) -> None:
             print(f"| {way} less none | {len(pairs)} | " + " | ".join(cells) + " |")
     print("\n### Loss on the old cohort's val split\n\n| | before | after |\n| --- | --- | --- |")
     for way in list(WAYS)[1:]:
-        infos = [read_info(run) for run in sorted((base / way).glob("*/run"))]
+        infos = [read_info(f.parent) for f in sorted((base / way).glob("*/run/run.json"))]
         lost = [info.forgetting for info in infos if info.forgetting is not None]
         before, after = (np.mean([getattr(f, n) for f in lost]) for n in ("before", "after"))
         print(f"| {way} | {before:.3f} | {after:.3f} |")
