@@ -37,10 +37,9 @@ def serve(settings: Settings) -> None:
     if settings.workers > 1:
         _supervise(settings)
         return
-    app = create_app(settings)
     # Its default would end the process with everybody inside.
-    signal.signal(signal.SIGHUP, lambda *_: app.state.service.log.warning("sighup", detail=NO_SWAP))
-    server = DrainingServer(app, settings)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    server = DrainingServer(create_app(settings), settings)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
 
@@ -122,6 +121,15 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._service = cast(Service, app.state.service)
         super().__init__(uvicorn.Config(app, **_options(settings)))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the door; from then on SIGHUP is answered with what a swap needs."""
+        # By the loop, between two steps of it: a handler of Python's own could come while a line
+        # is logged, and would wait for ever for the log's lock.
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, lambda: self._service.log.warning("sighup", detail=NO_SWAP)
+        )
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Be told to stop; a second SIGINT does not wait."""
