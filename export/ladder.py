@@ -161,6 +161,8 @@ def measure_speeds(
         for batch in LEAST_GAIN:
             pixels = random.standard_normal((batch, 3, size_px, size_px), np.float32)
             for name, each in encoders.items():
+                # Once without being timed: threads of the one before may still turn for a while.
+                each.embed_images(pixels)
                 started = time.perf_counter()
                 each.embed_images(pixels)
                 # The first round warms up.
