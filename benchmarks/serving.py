@@ -13,6 +13,7 @@ many as saturate; Poisson arrivals at 80 % of what ours did (seeded); ten times 
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -138,8 +139,8 @@ def save_program(run: Path, size_px: int, path: Path) -> None:
 
 def with_median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the rounds and the median of every number in them."""
-    numbers = [k for k, v in rounds[0].items() if isinstance(v, int | float)]
-    middle = {k: float(np.median([r[k] for r in rounds if r[k] is not None])) for k in numbers}
+    known = {k: [r[k] for r in rounds if isinstance(r[k], int | float)] for k in rounds[0]}
+    middle = {k: float(np.median(values)) for k, values in known.items() if values}
     return {**middle, "rounds": list(rounds)}
 
 
@@ -242,7 +243,8 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     bare = report["saturated"]["bare"]["per_second"]
     for name, figures in report["saturated"].items():
-        alone = report["alone"][name]["median_ms"]
+        # A server that answered nothing has no median.
+        alone = report["alone"][name].get("median_ms", math.nan)
         share, own = figures["per_second"] / bare, figures.get("client_cpu_share", 0.0)
         rate = figures["per_second"]
         lines.append(f"| {name} | {alone:.1f} | {rate:.1f} | {share:.2f} | {own:.2f} |")

@@ -4,6 +4,7 @@ from typing import Any
 
 import litserve
 import numpy as np
+from fastapi import Request
 
 from benchmarks.serving_peers import BATCH, DELAY_S, Model
 
@@ -18,8 +19,10 @@ class Embedding(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         self.model = Model(*self.program)
 
-    def decode_request(self, request: Any) -> Any:
-        return self.model.prepare(request["image"].file.read())
+    def decode_request(self, request: Request) -> Any:
+        # LitServe hands over the form that the request held.
+        form: Any = request
+        return self.model.prepare(form["image"].file.read())
 
     def batch(self, inputs: list[Any]) -> Any:
         return np.stack(inputs)

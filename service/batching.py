@@ -26,8 +26,11 @@ from service.errors import TimedOut
 from service.tickets import LANES, Lane, Ticket, current_ticket
 
 LARGEST_BATCH = 8
-# A batch is worth its waiting from this gain over the next smaller one.
+# What is not one picture at a time must pay at least this much.
 LEAST_GAIN = 1.05
+# A batch must pay this much more than runs side by side: it begins when its last picture is there,
+# and decoding, which goes on beside those, waits for it.
+LEAST_BATCH_GAIN = 1.25
 ROUNDS = 3
 # Of each thread when runs side by side are timed, so that they do not all begin and end together.
 RUNS_EACH = 2
@@ -330,7 +333,7 @@ def measure_batching(
             break
         batch *= 2
     beside = None if narrow is None else _rate_side_by_side(narrow, size_px, at_once)
-    needed = max(rates[1] * LEAST_GAIN, rates[best] / LEAST_GAIN)
+    needed = max(rates[1] * LEAST_GAIN, rates[best] / LEAST_BATCH_GAIN)
     if beside is not None and beside >= needed:
         return Batching(1, at_once, 0.0, rates, beside)
     return Batching(best, 1, max_delay_s if best > 1 else 0.0, rates, beside)

@@ -323,7 +323,8 @@ def test_batches_are_used_only_where_they_pay(
         # Images a second where one picture at a time makes 10.
         (10.4, 10.0, 1, 1),
         (11.0, 10.0, 2, 1),
-        (11.0, 11.5, 2, 1),
+        (11.0, 13.0, 2, 1),
+        (11.0, 14.0, 1, 8),
         (11.0, 20.0, 1, 8),
         (9.0, 20.0, 1, 8),
     ],
