@@ -66,7 +66,12 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
         app.include_router(routes.router)
     mount_page(app)
     table = RouteTable(app)
-    app.add_middleware(AccessControl, gate=service.gate, table=table)
+    app.add_middleware(
+        AccessControl,
+        gate=service.gate,
+        table=table,
+        check_room=service.scheduler.check_room,
+    )
     app.add_middleware(AuditTrail, service=service)
     app.add_middleware(Tracing, service=service)
     app.add_middleware(RequestContext, service=service)

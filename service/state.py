@@ -410,4 +410,10 @@ def envelop(kind: type[Response], answer: BaseModel, request: Request) -> Respon
     return kind(**dict(answer), **envelope)
 
 
-ServiceDep = Annotated[Service, Depends(get_service)]
+async def _provide_service(request: Request) -> Service:
+    # Asynchronous, though it waits for nothing: FastAPI calls any other function on a thread, and
+    # under load a request would wait for one twice.
+    return get_service(request)
+
+
+ServiceDep = Annotated[Service, Depends(_provide_service)]
