@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import socket
+import sys
+import threading
 from types import FrameType
 from typing import Any, cast
 
@@ -21,6 +23,9 @@ from service.settings import PREFIX, Settings
 from service.state import Service
 
 POLL_S = 0.05
+# How long a thread may keep others from Python, a tenth of the interpreter's default: the event
+# loop turns a flood away while other threads prepare pictures.
+SWITCH_INTERVAL_S = 0.0005
 # A worker loads its bundle, and answers its keeper, within this time.
 WORKER_ANSWERS_WITHIN_S = 120
 DRAIN_SIGNAL = signal.SIGUSR1
@@ -33,7 +38,7 @@ def serve(settings: Settings) -> None:
     With several workers SIGHUP replaces one after the other: each new one has loaded what the
     settings then name before the old one ends, and where it cannot, the old one stays.
     """
-    log_libraries()
+    _prepare_process()
     if settings.workers > 1:
         _supervise(settings)
         return
@@ -42,6 +47,11 @@ def serve(settings: Settings) -> None:
     server = DrainingServer(create_app(settings), settings)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
+
+
+def _prepare_process() -> None:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    log_libraries()
 
 
 def _supervise(settings: Settings) -> None:
@@ -64,7 +74,7 @@ def _supervise(settings: Settings) -> None:
 
 def worker_app() -> FastAPI:
     """Return the app of one worker, from the environment."""
-    log_libraries()
+    _prepare_process()
     app = create_app()
     service = cast(Service, app.state.service)
     loop = asyncio.get_running_loop()
@@ -126,9 +136,11 @@ class DrainingServer(uvicorn.Server):
         """Open the door; from then on SIGHUP is answered with what a swap needs."""
         # By the loop, between two steps of it: a handler of Python's own could come while a line
         # is logged, and would wait for ever for the log's lock.
-        asyncio.get_running_loop().add_signal_handler(
-            signal.SIGHUP, lambda: self._service.log.warning("sighup", detail=NO_SWAP)
-        )
+        # Signals reach the main thread alone, where the service runs but for a test.
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, lambda: self._service.log.warning("sighup", detail=NO_SWAP)
+            )
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
