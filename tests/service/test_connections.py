@@ -140,6 +140,31 @@ def test_a_long_head_is_refused(server: tuple[DrainingServer, int], count: int) 
         assert b"400 Bad Request" in read_all(opened)
 
 
+def test_a_long_head_that_comes_in_small_parts_is_refused(
+    server: tuple[DrainingServer, int],
+) -> None:
+    with connect(server[1]) as opened:
+        opened.sendall(HEAD + b"\r\n" + HEAD)
+        trickle = threading.Thread(target=send_on, args=(opened, b"X: " + b"y" * 994 + b"\r\n", 0))
+        trickle.start()
+        answer = read_all(opened)
+        trickle.join()
+    assert b"200 OK" in answer
+    assert b"400 Bad Request" in answer
+
+
+def test_requests_that_are_sent_at_once_are_answered_in_turn(
+    server: tuple[DrainingServer, int],
+) -> None:
+    body = b"a" * 100_000
+    posted = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + body
+    with connect(server[1]) as opened:
+        opened.sendall(HEAD + b"\r\n" + HEAD + b"\r\n" + posted)
+        answer = read_all(opened)
+    assert answer.count(b"200 OK") == 2
+    assert answer.index(b"404 Not Found") > answer.rindex(b"200 OK")
+
+
 def test_very_many_headers_are_refused_before_anybody_reads_them(client: TestClient) -> None:
     sent = {f"X-{number}": "y" for number in range(300)}
     assert_error(client.get("/livez", headers=sent), 431, "too_many_headers", "at most 200")
