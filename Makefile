@@ -9,6 +9,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c co
 DEMO := data/demo
 DEMO_READY := $(DEMO)/catalogue/vectors.json
 
+# `make bench IMAGES=FOLDER` asks the experiment of docs/real-data.md.
+BENCH := data/bench
+PEERS := $(BENCH)/peers/bin/python
+EXPERIMENT := data/ham10000
+SOURCE := facebook/dinov2-small
+
 # Two processes, a file's tests in one of them, so that module fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 ifdef SLIMP_REAL_DATA
@@ -26,7 +32,7 @@ help:
 	@echo "make test         environment, all tests (SLIMP_REAL_DATA=FOLDER adds those on real images)"
 	@echo "make check        lint, format, types, tests"
 	@echo "make demo         the synthetic pipeline from cohort to catalogue, in $(DEMO)"
-	@echo "make bench        the benchmarks"
+	@echo "make bench        serving and retrieval beside others (docs/benchmarks.md; IMAGES=FOLDER; hours)"
 	@echo "make torture      hostile images, long fuzzing, kills under writes, a soak (an hour or two)"
 	@echo "make e2e          the end-to-end tests alone"
 	@echo "make smoke        docker compose: build, up, ask, restart, ask again, down"
@@ -79,8 +85,32 @@ check: lint
 e2e: $(VENV)/test.stamp
 	$(PYTEST) $(SELECTION) tests/e2e
 
-bench: $(VENV)/test.stamp
-	$(BIN)/python -m benchmarks.synthetic_effects
+# What a user would run instead, beside ours in one environment.
+$(PEERS): $(VENV)/test.stamp
+	$(PYTHON) -m venv $(BENCH)/peers
+	$(BENCH)/peers/bin/python -m pip install -q torch==2.13.0 -e '.[cpu,train]' litserve bentoml \
+	    hnswlib usearch milvus-lite pymilvus
+
+# docs/real-data.md makes the experiment; SOURCE is the pretrained encoder's folder or hub id.
+bench: $(PEERS)
+	$(BIN)/python -m benchmarks.serving $(EXPERIMENT)/bundle $(EXPERIMENT)/catalogue $(IMAGES) \
+	    --run $(EXPERIMENT)/fit --peers $(PEERS) --out $(BENCH)
+	$(BIN)/slimp index $(EXPERIMENT)/bundle $(EXPERIMENT)/cohort --variant fp32 \
+	    --out $(BENCH)/catalogue-fp32
+	$(BIN)/python -m benchmarks.serving $(EXPERIMENT)/bundle $(BENCH)/catalogue-fp32 $(IMAGES) \
+	    --variant fp32 --run $(EXPERIMENT)/fit --peers $(PEERS) --out $(BENCH)
+	$(BIN)/python -m benchmarks.matrix_peak $(EXPERIMENT)/bundle
+	$(BIN)/python -m benchmarks.bulk $(EXPERIMENT)/bundle $(EXPERIMENT)/cohort --out $(BENCH)/bulk
+	$(BIN)/python -m benchmarks.training_rate $(EXPERIMENT)/cohort --out $(BENCH)/training
+	$(BIN)/python -m benchmarks.retrieval_vectors $(BENCH)/embeddings.npy \
+	    --cohort $(EXPERIMENT)/cohort --source $(SOURCE)
+	$(PEERS) -m benchmarks.retrieval speed $(BENCH) --queries $(BENCH)/embeddings.npy
+	$(PEERS) -m benchmarks.retrieval growth $(BENCH) --queries $(BENCH)/embeddings.npy \
+	    --sizes 10000 100000 400000 1000000
+	$(PEERS) -m benchmarks.retrieval compressed $(BENCH) --queries $(BENCH)/embeddings.npy
+	$(BIN)/python -m benchmarks.cold_start make $(EXPERIMENT)/bundle $(BENCH)/large
+	$(BIN)/python -m benchmarks.cold_start time $(EXPERIMENT)/bundle $(BENCH)/large
+	$(BIN)/python -m benchmarks.plots $(BENCH)
 
 torture: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.hostile_images

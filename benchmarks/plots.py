@@ -2,7 +2,7 @@
 
     python -m benchmarks.plots FOLDER [--out docs/benchmarks]
 
-Draws what FOLDER holds of `serving.json`, `speed-N.json`, `growth-N.json` and `compressed-N.json`,
+Draws what FOLDER holds of `serving-*.json`, `speed-N.json`, `growth-N.json` and `compressed-N.json`,
 and says which of them it did not find.
 """
 
@@ -104,7 +104,7 @@ def drawn_from(folder: Path) -> dict[str, Figure]:
         return sorted(found, key=lambda report: report.get("size", 0))
 
     figures = {}
-    for report in read("serving*.json"):
+    for report in read("serving-*.json"):
         figures[f"serving-{report['variant']}.png"] = serving(report)
     for report in read("speed-*.json"):
         figures[f"retrieval-{report['size']}.png"] = speed(report)

@@ -1,9 +1,10 @@
 """Ours beside a bare loop and beside what a user would run instead, on one machine in one run.
 
-    python -m benchmarks.serving BUNDLE CATALOGUE IMAGES --out FOLDER [--run FITTED --peers PYTHON]
+    python -m benchmarks.serving BUNDLE CATALOGUE IMAGES --out FOLDER [--variant fp32]
+        [--run FITTED --peers PYTHON]
 
 The same weights and the same image files. `bare` decodes, prepares and embeds in a loop without a
-server, in the bundle's variant; `ours` is /embed, `ours classify` all of /classify against the
+server, in the same variant; `ours` is /embed, `ours classify` all of /classify against the
 catalogue. With `--run` and `--peers` (an interpreter with torch, fastapi, litserve and bentoml) the
 torch model of the run is served by each of them. All servers are up all the time and take turns, so
 that a slow moment of the machine is everybody's; those that are not asked are stopped meanwhile.
@@ -127,9 +128,9 @@ def await_answer(server: Server, poll_s: float) -> None:
     raise RuntimeError(f"{server.name} did not start within {START_S:g} s")
 
 
-def bare_loop(bundle: Bundle, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
+def bare_loop(encoders: OnnxEncoders, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
     """Return what decoding, preparing and embedding one image after the other comes to."""
-    encoders, spec = OnnxEncoders(bundle), bundle.manifest.image_input
+    spec = encoders.manifest.image_input
     took: list[float] = []
     begun = time.perf_counter()
     while time.perf_counter() - begun < seconds or len(took) < 3:
@@ -169,6 +170,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.bundle = open_bundle(options.bundle)
+        self.encoders = OnnxEncoders(self.bundle, variant=options.variant)
         files = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in SUFFIXES)
         self.images = [path.read_bytes() for path in files[: options.count]]
         self.seconds: float = options.seconds
@@ -180,6 +182,7 @@ class Bench:
         with contextlib.ExitStack() as stack:
             port = free_port()
             settings = {
+                "SLIMP_VARIANT": self.encoders.variant.name,
                 "SLIMP_EMBEDDING_CACHE_MIB": "0",
                 "SLIMP_LOG_LEVEL": "warning",
                 "SLIMP_LEDGER": str(folder / "ledger"),
@@ -234,7 +237,7 @@ class Bench:
             self.load(server).closed(clients, 1.0)
         for _ in range(self.options.rounds):
             with only(None, up.values()):
-                figures = bare_loop(self.bundle, self.images, self.seconds)
+                figures = bare_loop(self.encoders, self.images, self.seconds)
             found.setdefault("bare", []).append(figures)
             for name, server in up.items():
                 with only(server, up.values()):
@@ -291,6 +294,7 @@ def main() -> None:
     for name in ("bundle", "catalogue", "images"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variant", help="the bundle's choice by default")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--count", type=int, default=500)
@@ -299,8 +303,9 @@ def main() -> None:
     options = parser.parse_args()
     report = Bench(options).run()
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "serving.md").write_text(table(report))
+    name = f"serving-{report['variant']}"
+    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / f"{name}.md").write_text(table(report))
     print(table(report))
 
 
