@@ -2,7 +2,7 @@
 
     python -m benchmarks.plots FOLDER [--out docs/benchmarks]
 
-Draws what FOLDER holds of `serving-*.json`, `speed-N.json`, `growth-N.json` and `compressed-N.json`,
+Draws what FOLDER holds of `serving-*.json`, `speed-N.json`, `growth-N.json`, `compressed-N.json`,
 and says which of them it did not find.
 """
 

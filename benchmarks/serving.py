@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks.serving_load import Load, Outcome, percentile
 from bundle.encoder import OnnxEncoders
 from bundle.images import decode_image, prepare_image
-from bundle.store import Bundle, open_bundle
+from bundle.store import open_bundle
 from export.ladder import describe_machine
 
 PEERS = ("fastapi", "litserve", "bentoml")
