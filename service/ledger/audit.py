@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from service.errors import InvalidRequest, LedgerError
 from service.ledger.database import FILE, open_ledger, reporting_damage, writing
@@ -25,6 +26,13 @@ from service.ledger.tables import AuditHead, AuditRow
 
 FIRST_SHA256 = "0" * 64
 STREAM_ROWS = 1000
+# Made once: making a statement takes as long as running it. The table of heads has one row.
+READ_HEAD = select(AuditHead.sequence, AuditHead.row_sha256)
+ADD_ROW = insert(AuditRow)
+ADD_HEAD = insert(AuditHead)
+MOVE_HEAD = update(AuditHead).values(
+    sequence=bindparam("sequence"), row_sha256=bindparam("row_sha256")
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,15 @@ class Verdict:
     broken: str | None
 
 
+@dataclass
+class _Pending:
+    """A row that waits for its turn, then where it is, or why it is not written."""
+
+    event: Event
+    head: Head | None = None
+    error: LedgerError | None = None
+
+
 class AuditLog:
     """Appends to the chain and verifies it; several processes may append."""
 
@@ -90,8 +107,9 @@ class AuditLog:
         self._path = folder / FILE
         self._engine: Engine = open_ledger(folder)
         # Threads of one process take turns here: SQLite lets those that meet its lock sleep and
-        # ask again, a tenth of a second when many do.
+        # ask again, a tenth of a second when many do. Who has the turn writes what waits.
         self._appending = threading.Lock()
+        self._pending: deque[_Pending] = deque()
 
     def close(self) -> None:
         """Release the database."""
@@ -103,28 +121,27 @@ class AuditLog:
         Raises:
             LedgerError: it could not be written.
         """
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        with (
-            reporting_damage(self._path),
-            self._appending,
-            writing(self._engine).begin() as connection,
-        ):
-            head = _read_head(connection)
-            columns = asdict(event) | {
-                "sequence": (0 if head is None else head.sequence) + 1,
-                "at": now,
-                "output": None if event.output is None else _canonical(event.output),
-            }
-            digest = _hash(columns, FIRST_SHA256 if head is None else head.row_sha256)
-            connection.execute(insert(AuditRow).values(**columns, row_sha256=digest))
-            last = Head(columns["sequence"], digest)
-            moved = (
-                insert(AuditHead).values(pk=1, **asdict(last))
-                if head is None
-                else update(AuditHead).values(**asdict(last))
-            )
-            connection.execute(moved)
-        return last
+        row = _Pending(event)
+        self._pending.append(row)
+        with self._appending:
+            # Whoever had the turn before has taken this row along, or it has failed with theirs.
+            if row.head is None and row.error is None:
+                self._write([self._pending.popleft() for _ in range(len(self._pending))])
+        if row.error is not None:
+            raise LedgerError(str(row.error))
+        return cast(Head, row.head)
+
+    def _write(self, rows: "Sequence[_Pending]") -> None:
+        """Write rows in one transaction: syncing to disk, the larger part, is done once."""
+        try:
+            with reporting_damage(self._path), writing(self._engine).begin() as connection:
+                heads = _insert(connection, [row.event for row in rows])
+        except LedgerError as error:
+            for row in rows:
+                row.error = error
+            return
+        for row, head in zip(rows, heads, strict=True):
+            row.head = head
 
     def check(self) -> None:
         """Do nothing if the ledger answers and can be written.
@@ -208,8 +225,27 @@ def _broken(fits: Head, what: str) -> Verdict:
     return Verdict(fits.sequence, fits, what)
 
 
+def _insert(connection: Connection, events: Sequence[Event]) -> list[Head]:
+    """Append rows to the chain, and return where each is."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    first = _read_head(connection)
+    last, heads, rows = first or Head(0, FIRST_SHA256), [], []
+    for event in events:
+        columns = vars(event) | {
+            "sequence": last.sequence + 1,
+            "at": now,
+            "output": None if event.output is None else _canonical(event.output),
+        }
+        last = Head(last.sequence + 1, _hash(columns, last.row_sha256))
+        rows.append(columns | {"row_sha256": last.row_sha256})
+        heads.append(last)
+    connection.execute(ADD_ROW, rows)
+    connection.execute(ADD_HEAD if first is None else MOVE_HEAD, {"pk": 1, **vars(last)})
+    return heads
+
+
 def _read_head(connection: Connection) -> Head | None:
-    row = connection.execute(select(AuditHead.sequence, AuditHead.row_sha256)).one_or_none()
+    row = connection.execute(READ_HEAD).one_or_none()
     return None if row is None else Head(row.sequence, row.row_sha256)
 
 

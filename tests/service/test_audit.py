@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.event import listen
 from starlette.testclient import TestClient
 
+from service.errors import LedgerError
 from service.ledger.audit import AuditLog, Event, Head
 from service.ledger.database import FILE
 from service.runtime import Runtime
@@ -220,6 +222,36 @@ def test_threads_that_append_at_once_make_one_chain(tmp_path: Path) -> None:
     log.close()
     assert sorted(head.sequence for head in heads) == list(range(1, 81))
     assert verdict(tmp_path / "ledger") == (80, None)
+
+
+def append_together(log: AuditLog) -> list[BaseException | None]:
+    """Append rows that all wait for their turn when the first has it; return how each failed."""
+    with ThreadPoolExecutor(ROWS) as threads:
+        with log._appending:
+            waiting = [threads.submit(log.append, event(number)) for number in range(ROWS)]
+            wait_for(lambda: len(log._pending) == ROWS)
+        return [each.exception() for each in waiting]
+
+
+def test_rows_that_wait_for_their_turn_are_synced_once(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "ledger")
+    commits: list[object] = []
+    listen(log._engine, "commit", commits.append)
+    assert append_together(log) == [None] * ROWS
+    log.close()
+    assert len(commits) == 1
+    assert verdict(tmp_path / "ledger") == (ROWS, None)
+
+
+def test_rows_that_cannot_be_written_together_all_say_so(folder: Path) -> None:
+    run_sql(folder, "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, ''); END")
+    log = AuditLog(folder)
+    failed = append_together(log)
+    assert [type(each) for each in failed] == [LedgerError] * ROWS
+    run_sql(folder, "DROP TRIGGER full")
+    assert append_together(log) == [None] * ROWS
+    log.close()
+    assert verdict(folder) == (2 * ROWS, None)
 
 
 def test_the_audit_can_be_switched_off(tmp_path: Path, make_app: Callable[..., FastAPI]) -> None:
