@@ -10,6 +10,9 @@ from bundle.errors import CorruptCatalogue
 from bundle.fields import FieldSchema
 from index.tables import CatalogueInfo
 
+# Asked by every search, and made once.
+REVISION = select(CatalogueInfo.revision)
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -65,7 +68,7 @@ def read_identity(connection: Connection) -> Identity:
 
 def read_revision(connection: Connection) -> int:
     """Return the number of changes that the database has seen."""
-    return int(connection.scalars(select(CatalogueInfo.revision)).one())
+    return int(connection.scalars(REVISION).one())
 
 
 def write_revision(connection: Connection, revision: int) -> None:

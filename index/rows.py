@@ -1,6 +1,7 @@
 """Lesions to SQL rows and back."""
 
 import datetime
+import functools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bundle.errors import (
@@ -42,6 +43,24 @@ IN_CHUNK = 10_000
 # Rows held at once while all embeddings are read.
 STREAM_ROWS = 4096
 EMBEDDING_TYPE = np.dtype("<f4")
+# What every search asks, of some vector ids: a lesion's own row, and its record. Made once.
+LESIONS = (
+    select(
+        Lesion.pk,
+        Lesion.lesion_id,
+        Lesion.patient_id,
+        Lesion.label,
+        Lesion.malignant,
+        Lesion.source,
+        Lesion.confirmed_by,
+        Thumbnail.lesion_pk.is_not(None).label("has_thumbnail"),
+    )
+    .outerjoin(Thumbnail, Thumbnail.lesion_pk == Lesion.pk)
+    .where(Lesion.pk.in_(bindparam("pks", expanding=True)))
+)
+VALUES = select(FieldValue.lesion_pk, FieldValue.name, FieldValue.number, FieldValue.text).where(
+    FieldValue.lesion_pk.in_(bindparam("pks", expanding=True))
+)
 
 
 @dataclass(frozen=True)
@@ -233,7 +252,15 @@ def ids_where(
 ) -> Iterator[Item]:
     """Yield the wanted column of the rows whose other column has one of the values."""
     for chunk in _chunks(sorted(values)):
-        yield from connection.scalars(select(wanted).where(column.in_(chunk)))
+        yield from connection.scalars(_select_where(wanted, column), {"values": chunk})
+
+
+@functools.cache
+def _select_where(
+    wanted: InstrumentedAttribute[Item], column: InstrumentedAttribute[Any]
+) -> Select[Item]:
+    # Kept, as those above are: making a statement takes longer than running it.
+    return select(wanted).where(column.in_(bindparam("values", expanding=True)))
 
 
 def ids_of_lesions(connection: Connection, lesion_ids: Collection[str]) -> list[int]:
@@ -349,20 +376,9 @@ def _ranked(
 
 def _read_lesions(connection: Connection, pks: Collection[int]) -> dict[int, _LesionRow]:
     """Return the rows of these vector ids; an id without a row is absent."""
-    columns = (
-        Lesion.pk,
-        Lesion.lesion_id,
-        Lesion.patient_id,
-        Lesion.label,
-        Lesion.malignant,
-        Lesion.source,
-        Lesion.confirmed_by,
-        Thumbnail.lesion_pk.is_not(None).label("has_thumbnail"),
-    )
-    query = select(*columns).outerjoin(Thumbnail, Thumbnail.lesion_pk == Lesion.pk)
     rows: dict[int, _LesionRow] = {}
     for chunk in _chunks(sorted(pks)):
-        for row in connection.execute(query.where(Lesion.pk.in_(chunk))):
+        for row in connection.execute(LESIONS, {"pks": chunk}):
             rows[row.pk] = _LesionRow(*row)
     return rows
 
@@ -373,11 +389,8 @@ def _read_records(
     """Return each lesion's record, its keys in the order of the fields."""
     values: dict[int, Record] = {pk: {} for pk in pks}
     kinds = {field.name: field.kind for field in fields}
-    query = select(FieldValue.lesion_pk, FieldValue.name, FieldValue.number, FieldValue.text)
     for chunk in _chunks(sorted(pks)):
-        for pk, name, number, text in connection.execute(
-            query.where(FieldValue.lesion_pk.in_(chunk))
-        ):
+        for pk, name, number, text in connection.execute(VALUES, {"pks": chunk}):
             if number is None:
                 values[pk][name] = text
             else:

@@ -106,6 +106,7 @@ class AuditLog:
         """
         self._path = folder / FILE
         self._engine: Engine = open_ledger(folder)
+        self._writer = writing(self._engine)
         # Threads of one process take turns here: SQLite lets those that meet its lock sleep and
         # ask again, a tenth of a second when many do. Who has the turn writes what waits.
         self._appending = threading.Lock()
@@ -134,7 +135,7 @@ class AuditLog:
     def _write(self, rows: "Sequence[_Pending]") -> None:
         """Write rows in one transaction: syncing to disk, the larger part, is done once."""
         try:
-            with reporting_damage(self._path), writing(self._engine).begin() as connection:
+            with reporting_damage(self._path), self._writer.begin() as connection:
                 heads = _insert(connection, [row.event for row in rows])
         except LedgerError as error:
             for row in rows:
@@ -151,7 +152,7 @@ class AuditLog:
         """
         with (
             reporting_damage(self._path),
-            writing(self._engine).connect() as connection,
+            self._writer.connect() as connection,
             connection.begin() as transaction,
         ):
             _read_head(connection)
