@@ -23,6 +23,7 @@ from service.routes.page import mount_page
 from service.runtime import Runtime
 from service.schemas import ProblemResponse
 from service.settings import Settings, read_settings
+from service.shedding import TURNSTILE, Turnstile
 from service.state import Service
 from service.tracing import Tracing, start_tracing
 from service.unread import UnreadBodies
@@ -66,12 +67,8 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
         app.include_router(routes.router)
     mount_page(app)
     table = RouteTable(app)
-    app.add_middleware(
-        AccessControl,
-        gate=service.gate,
-        table=table,
-        check_room=service.scheduler.check_room,
-    )
+    app.state.turnstile = Turnstile(service, table)
+    app.add_middleware(AccessControl, gate=service.gate, table=table)
     app.add_middleware(AuditTrail, service=service)
     app.add_middleware(Tracing, service=service)
     app.add_middleware(RequestContext, service=service)
@@ -83,7 +80,7 @@ def create_app(settings: Settings | None = None, runtime: Runtime | None = None)
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Turnstile]]:
     service = cast(Service, app.state.service)
     start_tracing(service.settings)
     if service.settings.workers > 1:
@@ -95,7 +92,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(service.keep_trying())
     watching = asyncio.create_task(service.watch())
     try:
-        yield
+        yield {TURNSTILE: app.state.turnstile}
     finally:
         watching.cancel()
         if loading is not None:

@@ -6,9 +6,12 @@ its parser in C, which halves what it costs to turn a request away, limit how lo
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.shedding import TURNSTILE, Turnstile
 
 # A head arrives within this time, counted from its first byte or from the connection's opening.
 HEAD_WITHIN_S = 15.0
@@ -80,6 +83,12 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._head_bytes = 0
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        turnstile: Turnstile = self.app_state[TURNSTILE]
+        # Uvicorn and Starlette have each their own types for what ASGI defines.
+        refusal: Any = turnstile.refuse(cast(Scope, cycle.scope))
+        super()._start_asgi_task(cycle, app if refusal is None else refusal)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -9,7 +9,7 @@ import time
 import uuid
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
@@ -38,6 +38,7 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
+RAW_HEADERS = [(name.lower().encode(), text.encode()) for name, text in SECURITY_HEADERS.items()]
 
 
 class RequestContext:
@@ -59,10 +60,13 @@ class RequestContext:
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                given = message["headers"]
+                names = {name for name, _ in given}
+                message["headers"] = [
+                    *given,
+                    (b"x-request-id", request_id.encode()),
+                    *(header for header in RAW_HEADERS if header[0] not in names),
+                ]
             await send(message)
 
         with bound_contextvars(request_id=request_id):

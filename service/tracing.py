@@ -49,7 +49,7 @@ class Tracing:
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not _is_traced():
             await self.app(scope, receive, send)
             return
         tracer = trace.get_tracer(NAME)
@@ -68,3 +68,8 @@ class Tracing:
                 await send(message)
 
             await self.app(scope, receive, send_marked)
+
+
+def _is_traced() -> bool:
+    """Return whether anything is done with spans: a proxy stands where nobody set a provider."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)

@@ -1,10 +1,4 @@
-"""Stands before every route: nobody is answered, and no body is read, before this has agreed.
-
-A request with a body that would find no place is turned away here, before a route is looked for: a
-flood of them costs as little as may be.
-"""
-
-from collections.abc import Callable
+"""Stands before every route: nobody is answered, and no body is read, before this has agreed."""
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,19 +8,15 @@ from service.access.gate import Gate
 from service.access.routes import OPEN, UNMATCHED, RouteTable
 from service.errors import CredentialsRefused, InsufficientScope, RateLimited, Unauthenticated
 from service.problems import answer_error
-from service.tickets import Lane, lane_of
 
 
 class AccessControl:
     """Pure ASGI middleware; denies by default."""
 
-    def __init__(
-        self, app: ASGIApp, gate: Gate, table: RouteTable, check_room: Callable[[Lane], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, table: RouteTable) -> None:
         self.app = app
         self.gate = gate
         self.table = table
-        self.check_room = check_room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,8 +25,6 @@ class AccessControl:
         request = Request(scope)
         try:
             await self._admit(request)
-            if request.method == "POST":
-                self.check_room(lane_of(request.headers.get("priority")))
         except LesionError as error:
             await answer_error(request, error)(scope, receive, send)
             return
