@@ -7,6 +7,8 @@ requests go first. A run that fails is repeated picture by picture, so that one 
 fails alone. Whoever waits for nobody is passed over.
 """
 
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -26,14 +28,17 @@ from service.errors import TimedOut
 from service.tickets import LANES, Lane, Ticket, current_ticket
 
 LARGEST_BATCH = 8
-# What is not one picture at a time must pay at least this much.
+# A larger batch must pay at least this much.
 LEAST_GAIN = 1.05
-# A batch must pay this much more than runs side by side: it begins when its last picture is there,
-# and decoding, which goes on beside those, waits for it.
-LEAST_BATCH_GAIN = 1.25
+# What has all threads in one run must pay this much more than runs side by side: its threads wait
+# for each other, awake, and take from decoding and answering what those leave to it; a batch also
+# begins only when its last picture is there.
+LEAST_WIDE_GAIN = 1.25
 ROUNDS = 3
 # Of each thread when runs side by side are timed, so that they do not all begin and end together.
 RUNS_EACH = 2
+# Of threads that run the encoder, of 0 to 19.
+NICENESS = 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,9 @@ class BatchedEncoders:
         self._narrow = encoders if narrow is None else narrow
         self._max_waiting = max_waiting
         self._inside = inside
-        self._threads = ThreadPoolExecutor(batching.at_once, thread_name_prefix="encoder")
+        self._threads = ThreadPoolExecutor(
+            batching.at_once, thread_name_prefix="encoder", initializer=_give_way
+        )
         self._lanes: dict[Lane, deque[_Item]] = {lane: deque() for lane in LANES}
         self._changed = threading.Condition()
         self._runs: list[_Run] = []
@@ -292,6 +299,16 @@ class BatchedEncoders:
         return batch[:size]
 
 
+def _give_way() -> None:
+    """Let other threads run before this one where processors are few.
+
+    A run of the encoder keeps a processor for long; the event loop needs one often and briefly, and
+    would answer a flood late if it waited its turn between runs.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 def _wait(item: _Item) -> FloatArray:
     ticket = item.ticket
     try:
@@ -312,7 +329,7 @@ def measure_batching(
 ) -> Batching:
     """Return what the encoder is fastest with on this machine, and the rates.
 
-    Runs side by side are taken where they pay, batches where they pay more than those. Every batch
+    Runs side by side are taken unless one run with all threads pays a quarter more. Every batch
     that may be used has run when this returns. A batch twice as large is tried only where the last
     one paid.
 
@@ -333,8 +350,7 @@ def measure_batching(
             break
         batch *= 2
     beside = None if narrow is None else _rate_side_by_side(narrow, size_px, at_once)
-    needed = max(rates[1] * LEAST_GAIN, rates[best] / LEAST_BATCH_GAIN)
-    if beside is not None and beside >= needed:
+    if beside is not None and beside * LEAST_WIDE_GAIN >= rates[best]:
         return Batching(1, at_once, 0.0, rates, beside)
     return Batching(best, 1, max_delay_s if best > 1 else 0.0, rates, beside)
 

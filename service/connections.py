@@ -9,9 +9,14 @@ import asyncio
 from typing import Any, cast
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from service.shedding import TURNSTILE, Turnstile
+from service.shedding import TURNSTILE, Refusal, Turnstile
+from service.unread import UNREAD_LINGER_S
 
 # A head arrives within this time, counted from its first byte or from the connection's opening.
 HEAD_WITHIN_S = 15.0
@@ -30,6 +35,8 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        # Waits for the rest of a body that nobody reads.
+        self._rest: asyncio.TimerHandle | None = None
         self._is_last = False
         # Of the head that is awaited; None from its end to that of its body.
         self._head_bytes: int | None = 0
@@ -43,7 +50,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._await_head(HEAD_WITHIN_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head, self._unread):
+        for timer in (self._head, self._unread, self._rest):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -83,12 +90,29 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._head_bytes = 0
         super().on_message_complete()
+        if self._rest is not None:
+            self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         turnstile: Turnstile = self.app_state[TURNSTILE]
-        # Uvicorn and Starlette have each their own types for what ASGI defines.
-        refusal: Any = turnstile.refuse(cast(Scope, cycle.scope))
-        super()._start_asgi_task(cycle, app if refusal is None else refusal)
+        scope = cast(Scope, cycle.scope)
+        refusal = turnstile.refuse(scope)
+        if refusal is None:
+            super()._start_asgi_task(cycle, cast(Any, turnstile.guard(app, scope)))
+        else:
+            self._turn_away(cycle, refusal)
+
+    def _turn_away(self, cycle: RequestResponseCycle, refusal: Refusal) -> None:
+        """Answer before the body is read, and end the connection once nothing more of it comes."""
+        # Uvicorn then drops what comes of the body.
+        cycle.response_started = cycle.response_complete = True
+        named = [b"%s: %s\r\n" % pair for pair in self.server_state.default_headers]
+        lines = [STATUS_LINE[refusal.status], *named, refusal.headers, b"\r\n", refusal.body]
+        self.transport.write(b"".join(lines))
+        if cycle.waiting_for_100_continue:
+            self.transport.close()
+        else:
+            self._rest = self.loop.call_later(UNREAD_LINGER_S, self.transport.close)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -71,7 +71,8 @@ class RequestContext:
 
         with bound_contextvars(request_id=request_id):
             await self._guard(scope, receive, send_marked, statuses, request_id)
-            self._note(scope, statuses, time.perf_counter() - started)
+            status = statuses[0] if statuses else int(HTTPStatus.INTERNAL_SERVER_ERROR)
+            note_request(self.service, scope, status, time.perf_counter() - started)
 
     async def _guard(
         self, scope: Scope, receive: Receive, send: Send, statuses: list[int], request_id: str
@@ -89,21 +90,22 @@ class RequestContext:
             if not statuses:
                 await internal_error(self.service, request_id)(scope, receive, send)
 
-    def _note(self, scope: Scope, statuses: list[int], seconds: float) -> None:
-        route = route_of(scope)
-        status = statuses[0] if statuses else int(HTTPStatus.INTERNAL_SERVER_ERROR)
-        caller = scope["state"].get("caller")
-        metrics = self.service.metrics
-        metrics.requests.labels(route=route, method=method_of(scope), status=status).inc()
-        metrics.request_seconds.labels(route=route).observe(seconds)
-        self.service.log.info(
-            "request",
-            route=route,
-            method=method_of(scope),
-            status=status,
-            seconds=round(seconds, 4),
-            caller=None if caller is None else caller.name,
-        )
+
+def note_request(service: Service, scope: Scope, status: int, seconds: float) -> None:
+    """Count an answered request and write its line into the log."""
+    route = route_of(scope)
+    caller = scope["state"].get("caller")
+    metrics = service.metrics
+    metrics.requests.labels(route=route, method=method_of(scope), status=status).inc()
+    metrics.request_seconds.labels(route=route).observe(seconds)
+    service.log.info(
+        "request",
+        route=route,
+        method=method_of(scope),
+        status=status,
+        seconds=round(seconds, 4),
+        caller=None if caller is None else caller.name,
+    )
 
 
 def choose_request_id(sent: str | None) -> str:

@@ -31,8 +31,26 @@ def problem(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return one error answer and count it; 429 and 503 say when to ask again."""
+    """Return one error answer and count it."""
     service.metrics.problems.labels(code=code).inc()
+    answer = render_problem(
+        service, request_id, status, code=code, detail=detail, bundle_id=bundle_id, field=field
+    )
+    answer.headers.update(headers or {})
+    return answer
+
+
+def render_problem(
+    service: Service,
+    request_id: str,
+    status: HTTPStatus,
+    *,
+    code: str,
+    detail: str,
+    bundle_id: str | None,
+    field: str | None = None,
+) -> Response:
+    """Return one error answer; 429 and 503 say when to ask again."""
     body = ProblemResponse(
         request_id=request_id,
         bundle_id=bundle_id,
@@ -45,10 +63,7 @@ def problem(
     )
     retry = {"Retry-After": str(service.settings.retry_after_s)} if status in RETRY else {}
     return JSONResponse(
-        body.model_dump(mode="json"),
-        status_code=status,
-        headers=retry | dict(headers or {}),
-        media_type=MEDIA_TYPE,
+        body.model_dump(mode="json"), status_code=status, headers=retry, media_type=MEDIA_TYPE
     )
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from service.errors import TimedOut
 from service.tickets import Lane, Ticket, current_ticket
 
 Result = TypeVar("Result")
+NONE: Mapping[Lane, int] = {}
 
 
 class Scheduler:
@@ -84,17 +85,21 @@ class Scheduler:
             self._admitted -= 1
             self._bulk -= lane == "bulk"
 
-    def check_room(self, lane: Lane = "interactive") -> None:
+    def check_room(self, lane: Lane = "interactive", coming: Mapping[Lane, int] = NONE) -> None:
         """Do nothing while a request of this lane may come in.
+
+        Args:
+            lane: in which it would wait.
+            coming: requests by lane that were let in and not answered; some are not admitted yet.
 
         Raises:
             Overloaded: no place is free.
         """
-        if self.admitted >= self._capacity:
+        if max(self.admitted, sum(coming.values())) >= self._capacity:
             raise Overloaded(
                 f"expected at most {self._capacity} requests at a time: send this one again later"
             )
-        if lane == "bulk" and self._bulk >= self._bulk_places:
+        if lane == "bulk" and max(self._bulk, coming.get("bulk", 0)) >= self._bulk_places:
             raise Overloaded(
                 f"expected at most {self._bulk_places} bulk requests at a time: send this one "
                 "again later"

@@ -1,21 +1,40 @@
 """Turns away what would find no place, when its head is read and before anything else is done.
 
 Whoever is turned away is neither heard nor told anything, so that no key, route or body is looked
-at and nothing is audited: a flood takes from the requests that are inside as little as may be.
+at and nothing is audited: a flood takes from the requests that are inside as little as may be. The
+answer is that of any other error, made once for each of its texts but for the request's id.
 """
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import time
+from collections import Counter
+from dataclasses import dataclass
+from http import HTTPStatus
 
-from bundle.errors import LesionError, Overloaded
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from bundle.errors import Overloaded
 from service.access.routes import RouteTable
-from service.middleware import RequestContext
-from service.problems import early_problem
+from service.errors import PROBLEMS
+from service.middleware import RAW_HEADERS, choose_request_id, note_request
+from service.problems import render_problem
 from service.state import Service
-from service.tickets import lane_of
-from service.unread import UnreadBodies
+from service.tickets import Lane, lane_of
 
 # Where the lifespan's state, and so each connection, has the app's turnstile.
 TURNSTILE = "turnstile"
+STATUS = PROBLEMS[Overloaded].status
+# In the place of a request's id while the answer is made.
+ID = "{request_id}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A whole answer but for its status line and `Date`: lines of headers, and the body."""
+
+    status: HTTPStatus
+    headers: bytes
+    body: bytes
 
 
 class Turnstile:
@@ -25,21 +44,61 @@ class Turnstile:
         self._service = service
         # Metrics and the log name the route; one with an id in its path takes no upload.
         self._routes = {each.path: each.route for each in table.declared if each.method == "POST"}
-        self._app = UnreadBodies(RequestContext(self._answer, service))
+        self._made: dict[str, tuple[bytes, list[bytes]]] = {}
+        # Let in and not answered: a burst is here before the first of it is admitted.
+        self._inside: Counter[Lane] = Counter()
 
-    def refuse(self, scope: Scope) -> ASGIApp | None:
-        """Return what answers a request that finds no place, None where one is free."""
+    def guard(self, app: ASGIApp, scope: Scope) -> ASGIApp:
+        """Return the app, which takes the place of a request that was not refused."""
+        if scope["method"] != "POST":
+            return app
+        lane = lane_of(_sent(scope).get(b"priority"))
+        self._inside[lane] += 1
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            finally:
+                self._inside[lane] -= 1
+
+        return counted
+
+    def refuse(self, scope: Scope) -> Refusal | None:
+        """Return the answer to a request that finds no place, None where one is free."""
         if scope["method"] != "POST":
             return None
-        priority = next((v for name, v in scope["headers"] if name == b"priority"), b"")
+        began = time.perf_counter()
+        sent = _sent(scope)
         try:
-            self._service.scheduler.check_room(lane_of(priority.decode("latin-1")))
+            self._service.scheduler.check_room(lane_of(sent.get(b"priority")), self._inside)
         except Overloaded as error:
-            scope["route"] = self._routes.get(scope["path"])
-            scope["state"]["refusal"] = error
-            return self._app
-        return None
+            headers, body = self._answer(error)
+        else:
+            return None
+        request_id = choose_request_id(sent.get(b"x-request-id"))
+        scope["route"] = self._routes.get(scope["path"])
+        self._service.metrics.problems.labels(code=Overloaded.code).inc()
+        with bound_contextvars(request_id=request_id):
+            note_request(self._service, scope, STATUS, time.perf_counter() - began)
+        content = request_id.encode().join(body)
+        length = b"content-length: %d\r\n" % len(content)
+        named = b"x-request-id: %s\r\n" % request_id.encode()
+        return Refusal(STATUS, headers + named + length, content)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error: LesionError = scope["state"]["refusal"]
-        await early_problem(self._service, scope, error)(scope, receive, send)
+    def _answer(self, error: Overloaded) -> tuple[bytes, list[bytes]]:
+        """Return lines of headers that are always the same, and the body around the id."""
+        made = self._made.get(str(error))
+        if made is None:
+            answer = render_problem(
+                self._service, ID, STATUS, code=error.code, detail=str(error), bundle_id=None
+            )
+            own = [pair for pair in answer.raw_headers if pair[0] != b"content-length"]
+            pairs = [*own, *RAW_HEADERS, (b"connection", b"close")]
+            lines = b"".join(b"%s: %s\r\n" % pair for pair in pairs)
+            made = lines, bytes(answer.body).split(ID.encode())
+            self._made[str(error)] = made
+        return made
+
+
+def _sent(scope: Scope) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in scope["headers"]}

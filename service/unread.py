@@ -1,4 +1,4 @@
-"""Answers that come before their request's body has been read: turned away, refused, too large.
+"""Answers that come before their request's body has been read: refused, too large.
 
 The connection ends with such an answer, as what comes next on it is the rest of a body. A client
 that is still sending would see a reset connection instead of the answer, so that what it sends is
@@ -11,7 +11,7 @@ import asyncio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LINGER_S = 2.0
+UNREAD_LINGER_S = 2.0
 
 
 class UnreadBodies:
@@ -52,7 +52,7 @@ class UnreadBodies:
 async def _drop(receive: Receive) -> None:
     """Read and forget until the body ends, the client goes away or the moment is over."""
     try:
-        async with asyncio.timeout(LINGER_S):
+        async with asyncio.timeout(UNREAD_LINGER_S):
             while (await receive()).get("more_body", False):
                 pass
     except TimeoutError:

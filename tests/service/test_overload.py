@@ -1,5 +1,6 @@
 """Turned away before the body is read: what httpx, curl and a plain socket then see."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from httpx2 import Client
+from starlette.types import Receive, Scope, Send
 
 from service.batching import BatchedEncoders, Batching
 from service.runtime import Runtime
 from service.server import DrainingServer
 from service.settings import Settings
+from service.shedding import Turnstile
 from tests.fakes import RED, draw_image
 from tests.service.asking import assert_error
 from tests.service.test_scheduling import Blocked, wait_for
@@ -51,6 +54,48 @@ def test_httpx_gets_the_answer_though_it_sends_a_large_body(full: str) -> None:
             assert_error(response, 429, "overloaded")
             assert response.headers["connection"] == "close"
         assert client.get("/livez").status_code == 200
+
+
+def test_who_is_turned_away_is_answered_as_everybody_is_and_counted(
+    full: str,
+) -> None:
+    with Client(base_url=full, timeout=60) as client:
+        sent = {"X-Request-ID": "abc", "Priority": "u=7"}
+        away = client.post("/embed", files={"image": b"x"}, headers=sent)
+        other = client.post("/nowhere", files={"image": b"x"})
+        refused = client.get("/nowhere", headers={"X-Request-ID": "abc"})
+        metrics = client.get("/metrics").text
+    assert_error(away, 429, "overloaded")
+    assert_error(other, 429, "overloaded")
+    assert away.json()["request_id"] == away.headers["x-request-id"] == "abc"
+    assert away.headers["retry-after"] == "2"
+    assert away.json().keys() == refused.json().keys()
+    assert refused.headers.keys() - away.headers.keys() == set()
+    assert 'slimp_problems_total{code="overloaded"} 2.0' in metrics
+    assert 'route="/embed",status="429"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(("priority", "places"), [(b"u=1", 3), (b"u=6", 1)])
+def test_of_a_burst_as_many_come_in_as_have_a_place(
+    make_app: Callable[..., FastAPI], priority: bytes, places: int
+) -> None:
+    """Heads of several requests are read before the first of them is admitted."""
+    turnstile: Turnstile = make_app(max_concurrency=2, max_queue=1).state.turnstile
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer nothing."""
+
+    def arriving() -> Scope:
+        headers = [(b"priority", priority)]
+        return {"method": "POST", "path": "/embed", "headers": headers, "state": {}}
+
+    for _ in range(2):
+        inside = []
+        while turnstile.refuse(arriving()) is None:
+            inside.append(turnstile.guard(app, arriving()))
+        assert len(inside) == places
+        for each in inside:
+            asyncio.run(each(arriving(), None, None))  # type: ignore[arg-type]
 
 
 def test_a_request_without_a_body_keeps_its_connection(full: str) -> None:
