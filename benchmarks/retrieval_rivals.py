@@ -33,9 +33,13 @@ def rivals(
             continue
         started = time.perf_counter()
         built = build(folder / f"{name}-{len(exact)}", exact)
-        print(f"{name}: {time.perf_counter() - started:.1f} s to build or read", flush=True)
         effort, search, reached = _least(built, queries[:200], truth[:200], target)
-        print(f"{name}: effort {effort}, recall {reached:.4f}", flush=True)
+        seconds = time.perf_counter() - started
+        print(
+            f"{name}: effort {effort}, recall {reached:.4f}, {seconds:.1f} s to build or read it "
+            "and to find the effort",
+            flush=True,
+        )
         made[f"{name}, effort {effort}"] = search
     return made
 

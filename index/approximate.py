@@ -56,11 +56,13 @@ class ApproximateIndex:
 
         Args:
             exact: all vectors.
-            near: FAISS's index of the same ids, with distances L2: HNSW behind ids, or IVF.
+            near: FAISS's index of the same ids, with distances L2: HNSW behind ids, or IVF; the
+                vectors may be turned onto fewer axes before (PCA).
             effort: how hard to look in it.
         """
         self._exact, self._near, self.effort = exact, near, effort
         self._is_graph = isinstance(near, faiss.IndexIDMap)
+        self._is_turned = isinstance(_below_ids(near), faiss.IndexPreTransform)
 
     @classmethod
     def build(cls, exact: FlatIndex, factory: str, ids: IdArray) -> "ApproximateIndex":
@@ -71,14 +73,16 @@ class ApproximateIndex:
         Raises:
             CatalogueError: FAISS does not know the description, or it is neither HNSW nor IVF.
         """
-        named = f"IDMap,{factory}" if factory.startswith("HNSW") else factory
+        named = f"IDMap,{factory}" if "HNSW" in factory else factory
         try:
             near = dynamic.index_factory(exact.dim, named, faiss.METRIC_L2)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise CatalogueError(f"{factory!r}: FAISS cannot make it ({reason})") from None
         if not _is_known(near):
-            raise CatalogueError(f"{factory!r}: expected HNSW... or IVF..., such as 'HNSW32,SQ8'")
+            raise CatalogueError(
+                f"{factory!r}: expected HNSW... or IVF..., such as 'PCA96,HNSW32,SQ8'"
+            )
         made = cls(exact, near, Effort(breadth=64, depth=2))
         sample = np.random.default_rng(0).permutation(ids)[:TRAINING_VECTORS]
         near.train(exact.vectors(np.sort(sample)))
@@ -166,7 +170,8 @@ class ApproximateIndex:
         return self._exact.ranked(queries, self._candidates(queries, self._wanted(k)), k)
 
     def _wanted(self, k: int) -> int:
-        return max(k + SPARE, k * self.effort.depth)
+        # Of fewer than the depth was measured for, codes order the nearest no better.
+        return max(k + SPARE, max(k, TUNED_K) * self.effort.depth)
 
     def save(self, path: Path) -> None:
         """Write what FAISS proposes from to one file; the exact index has its own."""
@@ -196,15 +201,29 @@ class ApproximateIndex:
             # Neighbours further off lie in more lists: as measured, in the root of their number.
             reach = math.sqrt(max(1, fetch / (2 * TUNED_K * self.effort.depth)))
             params = dynamic.SearchParametersIVF(nprobe=math.ceil(breadth * reach))
+        if self._is_turned:
+            params = dynamic.SearchParametersPreTransform(index_params=params)
         _, ids = self._near.search(np.ascontiguousarray(queries), fetch, params=params)
         return np.asarray(ids, np.int64)
 
 
+def _below_ids(near: Any) -> Any:
+    """Return what answers for a graph whose nodes are known by ids."""
+    is_named = isinstance(near, faiss.IndexIDMap)
+    return dynamic.downcast_index(near.index) if is_named else near
+
+
+def _core(near: Any) -> Any:
+    """Return the graph or the lists, behind ids and a change of axes."""
+    below = _below_ids(near)
+    is_turned = isinstance(below, faiss.IndexPreTransform)
+    return dynamic.downcast_index(below.index) if is_turned else below
+
+
 def _is_known(near: Any) -> bool:
-    if isinstance(near, faiss.IndexIDMap):
-        near = faiss.downcast_index(near.index)
-        return isinstance(near, faiss.IndexHNSW) and near.metric_type == faiss.METRIC_L2
-    return isinstance(near, faiss.IndexIVF) and near.metric_type == faiss.METRIC_L2
+    core = _core(near)
+    expected = faiss.IndexHNSW if isinstance(near, faiss.IndexIDMap) else faiss.IndexIVF
+    return isinstance(core, expected) and core.metric_type == faiss.METRIC_L2
 
 
 def _overwrite(near: Any, ids: IdArray) -> None:
@@ -212,7 +231,7 @@ def _overwrite(near: Any, ids: IdArray) -> None:
 
     The graph stays connected, and an erased vector is neither in memory nor in what is saved.
     """
-    graph = dynamic.downcast_index(near.index)
+    graph = _core(near)
     storage = dynamic.downcast_index(graph.storage)
     places = np.flatnonzero(np.isin(faiss.vector_to_array(near.id_map), ids))
     if len(places) == 0:

@@ -25,9 +25,11 @@ RECALL = 0.99
 LEAST_APPROXIMATE = 100_000
 # From so many vectors a graph is too large to build and hold.
 LEAST_LISTS = 4_000_000
+# Shorter vectors are not turned onto fewer axes.
+LEAST_AXES = 32
 HELD_OUT = 1000
 BREADTHS = tuple(round(8 * 2 ** (step / 2)) for step in range(17))
-DEPTHS = (2, 5, 20)
+DEPTHS = (2, 3, 5, 20)
 
 
 class Measured(BaseModel):
@@ -71,12 +73,17 @@ class Measured(BaseModel):
         )
 
 
-def factory_for(count: int) -> str:
-    """Return what suits a number of vectors: `flat`, or FAISS's description of an index."""
+def factory_for(count: int, dim: int) -> str:
+    """Return what suits a number of vectors: `flat`, or FAISS's description of an index.
+
+    A graph is walked on a quarter of the principal axes of vectors of length `dim`: what is
+    proposed is scored in full, and near vectors differ along few axes.
+    """
     if count < LEAST_APPROXIMATE:
         return FLAT
     if count < LEAST_LISTS:
-        return "HNSW32,SQ8"
+        axes = dim // 4
+        return f"PCA{axes},HNSW32,SQ8" if axes >= LEAST_AXES else "HNSW32,SQ8"
     return f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))},SQ8"
 
 
@@ -97,7 +104,7 @@ def choose(
     """
     if not 0 < recall <= 1:
         raise CatalogueError(f"recall: expected more than 0 and at most 1, got {recall}")
-    chosen = factory_for(len(exact)) if factory == AUTO else factory
+    chosen = factory_for(len(exact), exact.dim) if factory == AUTO else factory
     if chosen == FLAT:
         return exact, None
     made, measured = measure(exact, chosen, recall)

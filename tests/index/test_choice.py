@@ -31,9 +31,10 @@ def filled(count: int = COUNT) -> FlatIndex:
 
 
 def test_the_size_decides_and_few_vectors_are_compared_one_by_one() -> None:
-    assert factory_for(choice.LEAST_APPROXIMATE - 1) == "flat"
-    assert factory_for(choice.LEAST_APPROXIMATE) == "HNSW32,SQ8"
-    assert factory_for(10_000_000) == "IVF16384,SQ8"
+    assert factory_for(choice.LEAST_APPROXIMATE - 1, 384) == "flat"
+    assert factory_for(choice.LEAST_APPROXIMATE, 384) == "PCA96,HNSW32,SQ8"
+    assert factory_for(choice.LEAST_APPROXIMATE, 96) == "HNSW32,SQ8"
+    assert factory_for(10_000_000, 384) == "IVF16384,SQ8"
     exact = filled()
     assert choose(exact) == (exact, None)
 
