@@ -26,6 +26,7 @@ from bundle.store import Bundle, open_bundle
 # Sides of a product that outgrows every cache but takes no second of one core.
 SIDE = 3072
 BATCHES = (1, 8)
+PAUSE_S, REPEATS = 0.2, 3
 
 
 def operations(model: onnx.ModelProto) -> float:
@@ -84,12 +85,14 @@ def measure(bundle: Bundle, rounds: int) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name, once in work.items():
-            # Once without being timed: threads of the one before may still turn for a while.
+            # Threads of the one before still turn for a while.
+            time.sleep(PAUSE_S)
             once()
             started = time.perf_counter()
-            once()
+            for _ in range(REPEATS):
+                once()
             if number:
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append((time.perf_counter() - started) / REPEATS)
     return taken
 
 

@@ -277,16 +277,20 @@ def table(report: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"{name}: {found['rate']:.1f} requests/s, {found['answered']} answered, median "
-            f"{found['median_ms']} ms, p99 {found['p99_ms']} ms; {found['refused']} turned away, "
-            f"95 % of them within {found['refused_p95_ms']} ms; statuses {found['statuses']}.",
+            f"{found['median_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms; {found['refused']} turned "
+            f"away{_within(found['refused_p95_ms'])}; statuses {found['statuses']}.",
         ]
     over = report["overload"]
     lines += [
         "",
         f"Memory {over['memory_before_mib']:.0f} MiB before, {over['memory_after_mib']:.0f} after; "
-        f"then a median of {over['recovered']['median_ms']} ms with one client.",
+        f"then a median of {over['recovered']['median_ms']:.1f} ms with one client.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _within(refused_p95_ms: float | None) -> str:
+    return "" if refused_p95_ms is None else f", 95 % of them within {refused_p95_ms:.0f} ms"
 
 
 def main() -> None:
