@@ -149,7 +149,7 @@ class ApproximateIndex:
         fetch = wanted if allowed is None else math.ceil(2 * wanted / max(share, 1e-9))
         if share < EXACT_SHARE or self.is_worn or fetch > len(self) // 4:
             return self._exact.search(queries, k, eligible)
-        ids = self._candidates(queries, fetch)
+        ids = self._candidates(queries, fetch, share)
         if allowed is not None:
             ids[~allowed[ids]] = -1
         found = self._exact.ranked(queries, ids, k)
@@ -192,11 +192,15 @@ class ApproximateIndex:
             )
         return cls(exact, near, effort)
 
-    def _candidates(self, queries: FloatArray, fetch: int) -> IdArray:
-        """Return (N, fetch) int64 ids, nearest first by the codes; -1 stands for none."""
+    def _candidates(self, queries: FloatArray, fetch: int, share: float = 1.0) -> IdArray:
+        """Return (N, fetch) int64 ids, nearest first by the codes; -1 stands for none.
+
+        Of what a graph's walk passes, only the share that is eligible counts.
+        """
         breadth = self.effort.breadth
         if self._is_graph:
-            params = dynamic.SearchParametersHNSW(efSearch=max(breadth, fetch))
+            wide = max(math.ceil(breadth / share), fetch)
+            params = dynamic.SearchParametersHNSW(efSearch=wide)
         else:
             # Neighbours further off lie in more lists: as measured, in the root of their number.
             reach = math.sqrt(max(1, fetch / (2 * TUNED_K * self.effort.depth)))
