@@ -82,8 +82,7 @@ def growth(rows: Sequence[Report], compressed: Report | None) -> Figure:
         axes.plot(sizes, near, "o-", color=OURS, label="approximate")
         if compressed is not None:
             last = compressed["rows"][-1]["ms"] if key == "ms" else compressed[key]
-            name = f"{compressed['factory']}"
-            axes.plot(compressed["size"], last, "s", color=OTHERS, label=name)
+            axes.plot(compressed["size"], last, "s", color=OTHERS, label=compressed["factory"])
         axes.set(xscale="log", yscale="log", xlabel="vectors", ylabel=label)
         axes.legend(fontsize=8)
     axes = figure.axes[3]

@@ -123,7 +123,7 @@ def speed(options: argparse.Namespace) -> None:
         "bare FAISS, exact": lambda q, k: bare.search(q, k)[1],
         "SLIMP, exact": found_ids(exact),
         f"SLIMP, {measured.factory}": found_ids(near),
-        **rivals(folder, exact, queries, truth, TARGET),
+        **rivals(folder, exact, queries[:TUNING], truth[:TUNING], TARGET),
     }
     # Of the slow ones fewer: milvus-lite answers over a socket.
     slow = ("exact", "milvus")

@@ -33,7 +33,7 @@ def rivals(
             continue
         started = time.perf_counter()
         built = build(folder / f"{name}-{len(exact)}", exact)
-        effort, search, reached = _least(built, queries[:200], truth[:200], target)
+        effort, search, reached = _least(built, queries, truth, target)
         seconds = time.perf_counter() - started
         print(
             f"{name}: effort {effort}, recall {reached:.4f}, {seconds:.1f} s to build or read it "

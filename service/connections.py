@@ -95,12 +95,12 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         turnstile: Turnstile = self.app_state[TURNSTILE]
-        scope = cast(Scope, cycle.scope)
-        refusal = turnstile.refuse(scope)
-        if refusal is None:
-            super()._start_asgi_task(cycle, cast(Any, turnstile.guard(app, scope)))
+        # Uvicorn and Starlette have each their own types for what ASGI defines.
+        met = turnstile.meet(app, cast(Scope, cycle.scope))
+        if isinstance(met, Refusal):
+            self._turn_away(cycle, met)
         else:
-            self._turn_away(cycle, refusal)
+            super()._start_asgi_task(cycle, cast(Any, met))
 
     def _turn_away(self, cycle: RequestResponseCycle, refusal: Refusal) -> None:
         """Answer before the body is read, and end the connection once nothing more of it comes."""

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
@@ -48,11 +49,16 @@ class Turnstile:
         # Let in and not answered: a burst is here before the first of it is admitted.
         self._inside: Counter[Lane] = Counter()
 
-    def guard(self, app: ASGIApp, scope: Scope) -> ASGIApp:
-        """Return the app, which takes the place of a request that was not refused."""
+    def meet(self, app: ASGIApp, scope: Scope) -> ASGIApp | Refusal:
+        """Return the app, where the request then has a place, or the answer if none is free."""
         if scope["method"] != "POST":
             return app
-        lane = lane_of(_sent(scope).get(b"priority"))
+        began = time.perf_counter()
+        lane = lane_of(Headers(scope=scope).get("priority"))
+        try:
+            self._service.scheduler.check_room(lane, self._inside)
+        except Overloaded as error:
+            return self._refuse(scope, error, began)
         self._inside[lane] += 1
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,21 +69,11 @@ class Turnstile:
 
         return counted
 
-    def refuse(self, scope: Scope) -> Refusal | None:
-        """Return the answer to a request that finds no place, None where one is free."""
-        if scope["method"] != "POST":
-            return None
-        began = time.perf_counter()
-        sent = _sent(scope)
-        try:
-            self._service.scheduler.check_room(lane_of(sent.get(b"priority")), self._inside)
-        except Overloaded as error:
-            headers, body = self._answer(error)
-        else:
-            return None
-        request_id = choose_request_id(sent.get(b"x-request-id"))
+    def _refuse(self, scope: Scope, error: Overloaded, began: float) -> Refusal:
+        headers, body = self._answer(error)
+        request_id = choose_request_id(Headers(scope=scope).get("x-request-id"))
         scope["route"] = self._routes.get(scope["path"])
-        self._service.metrics.problems.labels(code=Overloaded.code).inc()
+        self._service.metrics.problems.labels(code=error.code).inc()
         with bound_contextvars(request_id=request_id):
             note_request(self._service, scope, STATUS, time.perf_counter() - began)
         content = request_id.encode().join(body)
@@ -98,7 +94,3 @@ class Turnstile:
             made = lines, bytes(answer.body).split(ID.encode())
             self._made[str(error)] = made
         return made
-
-
-def _sent(scope: Scope) -> dict[bytes, str]:
-    return {name: value.decode("latin-1") for name, value in scope["headers"]}

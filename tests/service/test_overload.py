@@ -19,7 +19,7 @@ from service.batching import BatchedEncoders, Batching
 from service.runtime import Runtime
 from service.server import DrainingServer
 from service.settings import Settings
-from service.shedding import Turnstile
+from service.shedding import Refusal, Turnstile
 from tests.fakes import RED, draw_image
 from tests.service.asking import assert_error
 from tests.service.test_scheduling import Blocked, wait_for
@@ -91,8 +91,8 @@ def test_of_a_burst_as_many_come_in_as_have_a_place(
 
     for _ in range(2):
         inside = []
-        while turnstile.refuse(arriving()) is None:
-            inside.append(turnstile.guard(app, arriving()))
+        while not isinstance(met := turnstile.meet(app, arriving()), Refusal):
+            inside.append(met)
         assert len(inside) == places
         for each in inside:
             asyncio.run(each(arriving(), None, None))  # type: ignore[arg-type]
