@@ -6,6 +6,7 @@ A ViT-S/14 of 8 blocks from scratch, forward and backward on one thread, both wa
 times; the median of processor milliseconds an image.
 """
 
+import argparse
 import time
 
 import numpy as np
@@ -28,6 +29,9 @@ def training_ms(tower: ImageEncoder, pixels: torch.Tensor, *, bf16: bool) -> flo
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     print("| precision | side px | plain, ms | fused, ms | fused / plain |\n|" + " --- |" * 5)
     for bf16 in (True, False):

@@ -40,7 +40,7 @@ from training.resampling import (
     mean_of_known,
 )
 from training.run import load_towers
-from training.trainer import pretrain
+from training.trainer import last_checkpoint, pretrain
 
 FloatArray = npt.NDArray[np.float32]
 CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
@@ -204,7 +204,7 @@ def make_cohort(folder: Path) -> Cohort:
 
 def may_resume(run: Path) -> bool:
     """Return whether a run has a checkpoint; one cut off before its first is cleared away."""
-    if (run / "state" / "progress.json").exists():
+    if last_checkpoint(run) is not None:
         return True
     if run.exists() and not (run / "run.json").exists():
         shutil.rmtree(run)

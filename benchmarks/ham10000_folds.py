@@ -34,7 +34,7 @@ from training.representation import evaluate_representation
 from training.resampling import estimate
 from training.run import load_towers
 from training.task import Side, Task
-from training.trainer import pretrain
+from training.trainer import last_checkpoint, pretrain
 from training.whitening import fit_whitening
 
 FloatArray = npt.NDArray[np.float32]
@@ -67,7 +67,7 @@ def pretrained_features(
     """Return (N, D) float32 features of an encoder pre-trained on the fold's train rows."""
     run = out / f"run {fold}"
     if not (run / "run.json").exists():
-        resume = (run / "state" / "progress.json").exists()
+        resume = last_checkpoint(run) is not None
         pretrain(cohort, config, run, resume=resume, report=say)
     return image_features(load_towers(run), cohort, rows, config)
 

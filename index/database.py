@@ -3,6 +3,7 @@
 Nothing outside this file knows which database engine it is.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ from bundle.errors import CatalogueError, CorruptCatalogue, UnsupportedVersion
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 30
-# Connections kept open; more threads than that wait for one.
+# Connections kept open; more threads than that wait for one. The last one returned is the first
+# one lent: each keeps 2 MB of pages, and those that a burst opened should not all fill theirs.
 POOL_SIZE = 16
 
 # WAL: readers go on while one writes. FULL, not NORMAL: a committed revision must outlive a power
@@ -46,7 +48,11 @@ def open_engine(path: Path, *, must_exist: bool = False) -> Engine:
         )
     url = URL.create("sqlite", database=str(path))
     engine = create_engine(
-        url, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=POOL_SIZE, max_overflow=0
+        url,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_use_lifo=True,
     )
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
@@ -68,16 +74,30 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
 
 
-def checkpoint(engine: Engine) -> None:
+def checkpoint(engine: Engine, *, wait_s: float = 0) -> bool:
     """Move what is committed into the database file and empty the log beside it.
 
-    Readers that are under way keep the log; the next call empties it.
+    Args:
+        engine: on the database.
+        wait_s: how long those are waited for who still read what the log holds; who wants to write
+            waits as well.
+
+    Returns:
+        whether the log is empty: not while somebody reads it, or where the disk has no room.
     """
     raw = engine.raw_connection()
     try:
-        raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        cursor = raw.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={round(wait_s * 1000)}")
+        try:
+            row = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
     finally:
         raw.close()
+    return row is not None and row[0] == 0
 
 
 @contextmanager

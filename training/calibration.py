@@ -24,17 +24,58 @@ from training.resampling import Resampling, estimate, mean_of
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 # A label's own conformal quantile needs at least this many calibration lesions.
 MIN_LABEL_LESIONS = 30
+# Evidence is measured on each fold by what was fitted on the others.
+FOLDS = 5
 # How far guessed metadata may move an answer.
 GUESS_WEIGHTS = tuple(i / 10 for i in range(11))
 # Pulls the bias of a label with few calibration lesions towards its prior, in units of lesions.
 BIAS_STRENGTH = 1.0
 
 
+def group_folds(groups: Sequence[str], malignant: BoolArray, seed: int) -> IntArray:
+    """Return the (N,) int64 fold of every lesion, 0 to 4.
+
+    Groups stay whole. Those with a malignant lesion are dealt out after the others, so that every
+    fold has its share of them.
+
+    Args:
+        groups: N patients (or lesions).
+        malignant: (N,) bool.
+        seed: of the order.
+    """
+    _, number = np.unique(np.asarray(groups), return_inverse=True)
+    afflicted = np.bincount(number, weights=malignant) > 0
+    shuffled = np.random.default_rng(seed).permutation(len(afflicted))
+    dealt = shuffled[np.argsort(afflicted[shuffled], kind="stable")]
+    fold = np.empty(len(dealt), np.int64)
+    fold[dealt] = np.arange(len(dealt)) % FOLDS
+    return fold[number]
+
+
+def out_of_fold(
+    logits: FloatArray, label: IntArray, prior: FloatArray, fold: IntArray
+) -> FloatArray:
+    """Return (N, C) float32 probabilities as `fit_condition` calibrates, by the other folds alone.
+
+    Args:
+        logits: (N, C) float32 on calibration lesions.
+        label: (N,) int64.
+        prior: (C,) float32, label shares at natural prevalence.
+        fold: (N,) int64.
+    """
+    probabilities = np.empty_like(logits)
+    for own in (fold == number for number in np.unique(fold)):
+        temperature, bias = _scale(logits[~own], label[~own], prior)
+        probabilities[own] = softmax(logits[own] / np.float32(temperature) + bias)
+    return probabilities
+
+
 def fit_condition(
-    logits: FloatArray, label: IntArray, prior: FloatArray, *, alpha: float
+    logits: FloatArray, unseen: FloatArray, label: IntArray, prior: FloatArray, *, alpha: float
 ) -> ConditionCalibration:
     """Return temperature, bias and conformal thresholds of one metadata condition.
 
@@ -42,7 +83,8 @@ def fit_condition(
     label's log prior, since the classifier's logits are those of equally frequent labels.
 
     Args:
-        logits: (N, C) float32 on calibration lesions.
+        logits: (N, C) float32 on calibration lesions, one row each.
+        unseen: (N, C) float32 probabilities by `out_of_fold`, on which the error is measured.
         label: (N,) int64.
         prior: (C,) float32, label shares at natural prevalence.
         alpha: conformal miss rate.
@@ -53,7 +95,7 @@ def fit_condition(
         temperature=temperature,
         bias=tuple(float(b) for b in bias),
         conformal=fit_conformal(probabilities, label, alpha=alpha),
-        expected_calibration_error=expected_calibration_error(probabilities, label),
+        expected_calibration_error=expected_calibration_error(unseen, label),
         lesions=len(label),
     )
 
@@ -149,24 +191,31 @@ def conformal_quantile(misfit: FloatArray, alpha: float) -> float:
 
 
 def operating_points(
-    malignancy: FloatArray, malignant: npt.NDArray[np.bool_], condition: Condition
+    malignancy: FloatArray,
+    unseen: FloatArray,
+    malignant: BoolArray,
+    fold: IntArray,
+    condition: Condition,
 ) -> tuple[OperatingPoint, ...]:
     """Return the thresholds with 95 % sensitivity and with 95 % specificity, with Wilson intervals.
 
+    What a threshold keeps is measured on each fold by the threshold of the others; there are no
+    points where malignant or benign lesions lie in one fold alone.
+
     Args:
         malignancy: (N,) float32 on calibration lesions.
+        unseen: (N,) float32, the same by calibration on the other folds.
         malignant: (N,) bool.
+        fold: (N,) int64.
         condition: where the metadata came from.
     """
-    if not malignant.any() or malignant.all():
+    if min(len(np.unique(fold[side])) for side in (malignant, ~malignant)) < 2:
         return ()
-    sensitive = float(np.quantile(malignancy[malignant], 0.05, method="lower"))
-    # Just above the quantile: a score that equals the threshold is called malignant.
-    highest = np.quantile(malignancy[~malignant], 0.95, method="higher")
-    specific = float(np.nextafter(np.float32(highest), np.float32(2)))
     points = []
-    for name, threshold in (("sensitivity_95", sensitive), ("specificity_95", specific)):
-        called = malignancy >= threshold
+    for name, threshold in _thresholds(malignancy, malignant).items():
+        called = np.zeros(len(malignant), np.bool_)
+        for own in (fold == number for number in np.unique(fold)):
+            called[own] = unseen[own] >= _thresholds(unseen[~own], malignant[~own])[name]
         sensitivity = _share(called[malignant])
         specificity = _share(~called[~malignant])
         points.append(
@@ -183,7 +232,15 @@ def operating_points(
     return tuple(points)
 
 
-def _share(right: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, float]]:
+def _thresholds(malignancy: FloatArray, malignant: BoolArray) -> dict[str, float]:
+    sensitive = float(np.quantile(malignancy[malignant], 0.05, method="lower"))
+    # Just above the quantile: a score that equals the threshold is called malignant.
+    highest = np.quantile(malignancy[~malignant], 0.95, method="higher")
+    specific = float(np.nextafter(np.float32(highest), np.float32(2)))
+    return {"sensitivity_95": sensitive, "specificity_95": specific}
+
+
+def _share(right: BoolArray) -> tuple[float, tuple[float, float]]:
     test = binomtest(int(right.sum()), len(right))
     low, high = test.proportion_ci(method="wilson")
     return float(right.mean()), (float(low), float(high))

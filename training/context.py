@@ -46,6 +46,13 @@ class LesionTable:
     malignant: npt.NDArray[np.bool_]
     patient: IntArray
 
+    @property
+    def in_company(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool, lesions whose patient has others."""
+        _, number, count = np.unique(self.patient, return_inverse=True, return_counts=True)
+        company: npt.NDArray[np.bool_] = count[number] > 1
+        return company
+
     def patients(self) -> list[IntArray]:
         """Return each patient's row numbers."""
         order = np.argsort(self.patient, kind="stable")
@@ -154,11 +161,13 @@ def fit_scale(
     Only the correction is scaled: at one lesion the answer stays the lesion's own.
 
     Args:
-        model: changed in place; gain 1 and offset 0 before.
-        answers: (N,) float32 log odds in context.
+        model: changed in place; gain 1 and offset 0 before, and where there are no lesions.
+        answers: (N,) float32 log odds in context of lesions whose patient has others.
         alone: (N,) float32 log odds of each lesion alone.
         malignant: (N,) bool.
     """
+    if not len(answers):
+        return
     correction = torch.from_numpy(answers - alone).double()
     base, target = torch.from_numpy(alone).double(), torch.from_numpy(malignant).double()
     log_gain = torch.zeros((), dtype=torch.double, requires_grad=True)

@@ -65,6 +65,15 @@ class Rows:
             picked[name] = [value[i] for i in index] if isinstance(value, list) else value[index]
         return Rows(**picked)
 
+    def one_a_lesion(self, seed: int) -> IntArray:
+        """Return (L,) int64 rows in order, one image of every lesion, drawn by the seed.
+
+        Lesions are independent of each other; photographs of one lesion are not.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        _, first = np.unique(self.lesion[order], return_index=True)
+        return np.sort(order[first])
+
     @cached_property
     def records(self) -> list[Record]:
         """N canonical records of both levels; many rows make much of them, pre-training none."""

@@ -36,7 +36,9 @@ from training.calibration import (
     fit_guess_weight,
     fit_novelty,
     fit_quality,
+    group_folds,
     operating_points,
+    out_of_fold,
 )
 from training.classifier import (
     ConditionRecords,
@@ -82,13 +84,15 @@ def fit(run: Path, cohort: Cohort, out: Path, *, report: StageReport = silent) -
         report: called with stage, done and total.
 
     Raises:
-        TrainingError: the run is unfinished, `out` exists, or a split or label is missing.
+        TrainingError: the run is unfinished or saw groups of the cal split, `out` exists, or a
+            split or label is missing.
     """
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} exists: name another folder")
     info, config = read_info(run), read_run_config(run)
     set_seed(config.seed)
     fitting = Fitting(load_towers(run), info.record_schema, config, cohort, report)
+    _refuse_seen(info, fitting.cal)
     fitting.fit()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "metrics.jsonl"):
@@ -109,6 +113,18 @@ def fit(run: Path, cohort: Cohort, out: Path, *, report: StageReport = silent) -
     return complete
 
 
+def _refuse_seen(info: RunInfo, cal: Rows) -> None:
+    groups = set(cal.group_id)
+    known = set[str]().union(*(seen.overlap(groups) for seen in info.seen))
+    if known:
+        raise TrainingError(
+            f"expected a cal split that the run did not see, got {len(known)} of its {len(groups)} "
+            "patients or lesions in what trained, chose or calibrated it: give a run from before "
+            f"`slimp fit` and the cohort as it was split for it ({info.split_recipe}); where "
+            "others bear the same ids, prepare the cohort with ids of its own"
+        )
+
+
 @dataclass
 class Part:
     """One split's features and records under each condition."""
@@ -122,6 +138,11 @@ class Part:
             return self.rows.records
         empty: Record = {}
         return self.extrapolated if condition == "extrapolated" else [empty] * len(self.rows)
+
+    def take(self, chosen: npt.NDArray[np.int64]) -> "Part":
+        """Return some rows; `chosen` is (M,) positions."""
+        extrapolated = [self.extrapolated[i] for i in chosen.tolist()]
+        return Part(self.rows.take(chosen), self.embeddings[chosen], extrapolated)
 
 
 class Fitting:
@@ -264,16 +285,19 @@ class Fitting:
     def _calibrate(self, train: Part, cal: Part, extrapolation: Extrapolation) -> Calibration:
         counts = np.bincount(train.rows.label, minlength=len(self.labels))
         prior = (counts / counts.sum()).astype(np.float32)
-        logits = {condition: self._logits(cal, condition) for condition in CONDITIONS}
+        lesions = cal.take(cal.rows.one_a_lesion(self.config.seed))
+        label, groups = lesions.rows.label, lesions.rows.group_id
+        malignant = self.malignant[label]
+        fold = group_folds(groups, malignant, self.config.seed)
+        logits = {condition: self._logits(lesions, condition) for condition in CONDITIONS}
         own, filled = logits["missing"], logits["extrapolated"]
-        weight = fit_guess_weight(own, filled, cal.rows.label, prior, cal.rows.group_id)
+        weight = fit_guess_weight(own, filled, label, prior, groups)
         extrapolation = extrapolation.model_copy(update={"weight": weight})
         logits["extrapolated"] = extrapolation.weigh(own, filled)
+        unseen = {c: out_of_fold(logits[c], label, prior, fold) for c in CONDITIONS}
         fitted = {
-            condition: fit_condition(
-                logits[condition], cal.rows.label, prior, alpha=self.config.fit.alpha
-            )
-            for condition in CONDITIONS
+            c: fit_condition(logits[c], unseen[c], label, prior, alpha=self.config.fit.alpha)
+            for c in CONDITIONS
         }
         calibration = Calibration(
             conditions=fitted,
@@ -283,14 +307,17 @@ class Fitting:
                 np.quantile(self.novelty.score(cal.embeddings), 1 - NOVEL_SHARE)
             ),
             extrapolation=extrapolation,
-            oddness_quantiles=self._oddness(cal),
+            oddness_quantiles=self._oddness(lesions),
         )
-        malignant = self.malignant[cal.rows.label]
         points = [
             point
             for condition in CONDITIONS
             for point in operating_points(
-                self._malignancy(calibration, logits[condition], condition), malignant, condition
+                self._malignancy(calibration, logits[condition], condition),
+                unseen[condition][:, self.malignant].sum(1),
+                malignant,
+                fold,
+                condition,
             )
         ]
         return calibration.model_copy(update={"operating_points": tuple(points)})
@@ -323,7 +350,9 @@ class Fitting:
         model = ContextModel(
             self.towers.embedding_dim, width=settings.context_width, dropout=settings.dropout
         )
-        table = self._lesion_table(train, *self._cross_fitted(train))
+        given, missing = self._cross_fitted(train)
+        lesions = train.rows.one_a_lesion(self.config.seed)
+        table = self._lesion_table(train.take(lesions), given[lesions], missing[lesions])
         train_context(
             model,
             table,
@@ -331,11 +360,13 @@ class Fitting:
             seed=self.config.seed,
             report=partial(self.report, "context"),
         )
+        cal = cal.take(cal.rows.one_a_lesion(self.config.seed))
         alone = self._alone(self._logits(cal, "given"), "given")
         held_out = self._lesion_table(cal, alone, alone)
         encoders = TorchEncoders(self.towers, self.classifier, model)
         answers = context_answers(encoders, held_out)
-        fit_scale(model, answers, alone, held_out.malignant)
+        several = held_out.in_company
+        fit_scale(model, answers[several], alone[several], held_out.malignant[several])
         return model
 
     def _alone(self, logits: FloatArray, condition: Condition) -> FloatArray:

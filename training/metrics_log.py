@@ -12,9 +12,12 @@ from torch.utils.tensorboard import SummaryWriter
 class MetricsLog:
     """A run's metrics, a line of JSON a step and for TensorBoard."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, step: int = 0) -> None:
+        """Open the log of a run that starts, or goes on, after `step`."""
         self._lines = (out / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(out / "tensorboard")
+        # TensorBoard hides what an interrupted run showed of the steps that are taken again.
+        again = step + 1 if step else None
+        self._board = SummaryWriter(out / "tensorboard", purge_step=again)
 
     def __enter__(self) -> Self:
         return self
@@ -31,10 +34,17 @@ class MetricsLog:
 
 
 def forget_steps_after(step: int, out: Path) -> None:
-    """Take later steps out of the run's log: after a resume they are taken, and logged, again."""
+    """Take later steps out of the run's log: after a resume they are taken, and logged, again.
+
+    So is a last line that a killed run left half written.
+    """
     log = out / "metrics.jsonl"
-    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-    log.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+    if not log.is_file():
+        return
+    whole = (line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n"))
+    partial = log.with_name(f"{log.name}.partial")
+    partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    partial.replace(log)
 
 
 def peak_memory_mib(device: torch.device) -> float:

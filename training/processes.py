@@ -64,6 +64,13 @@ def _row_counts(rows: torch.Tensor) -> list[int]:
     return counts.tolist()
 
 
+def add_up(values: torch.Tensor) -> list[float]:
+    """Return the (N,) values' sums over the processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values.tolist()
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes; a missing one counts as zero."""
     if world_size() == 1:

@@ -43,6 +43,8 @@ from training.validation import Validation
 
 # The weights of the best epoch so far, while a run goes on.
 BEST = "best.safetensors"
+# Whole checkpoints, by step.
+STATE = "state"
 
 
 @dataclass
@@ -102,7 +104,8 @@ def pretrain(
     if resume:
         trainer.load_state()
     trainer.run(report)
-    seen = SeenGroups.of(set(rows.group_id))
+    chosen_by = trainer.validation.group_id if trainer.validation else []
+    seen = SeenGroups.of({*rows.group_id, *chosen_by})
     info = RunInfo(
         objective=trainer.objective,
         record_schema=schema,
@@ -243,7 +246,7 @@ class Trainer:
         """Train to the end, logging and checkpointing on the way."""
         self.model.train()
         with (
-            MetricsLog(self.out) if self.accelerator.is_main_process else nullcontext() as log,
+            self._open_log() as log,
             trained_attention(
                 self.model.image.backbone, self.config.precision, self.accelerator.device
             ),
@@ -259,6 +262,11 @@ class Trainer:
                     self.save_state()
         if self.config.optimiser.keep_best:
             self.model.load_state_dict(load_file(self.out / BEST))
+
+    def _open_log(self) -> MetricsLog | nullcontext[None]:
+        if self.accelerator.is_main_process:
+            return MetricsLog(self.out, self.progress.step)
+        return nullcontext()
 
     def _steps(self) -> Iterator[dict[str, float]]:
         while not self._is_over():
@@ -298,6 +306,7 @@ class Trainer:
         if progress.best_loss is not None and loss >= progress.best_loss:
             progress.epochs_since_best += 1
             return loss
+        # The loss is that of all processes, so that all of them come here or none.
         progress.best_loss, progress.epochs_since_best = loss, 0
         if self.config.optimiser.keep_best and self.accelerator.is_main_process:
             partial = self.out / f"{BEST}.partial"
@@ -328,6 +337,7 @@ class Trainer:
             self.model.parameters(), self.config.optimiser.clip_norm
         )
         self.optimiser.step()
+        self.model.objective.limit_scales()
         self.scheduler.step()
         self.optimiser.zero_grad()
         if not torch.isfinite(loss):
@@ -347,11 +357,19 @@ class Trainer:
         return metrics
 
     def save_state(self) -> None:
-        """Write everything that an exact resume needs."""
-        folder = self.out / "state"
-        self.accelerator.save_state(str(folder), safe_serialization=True)
+        """Write everything that an exact resume needs, under its step's name once it is whole."""
+        whole = self.out / STATE / f"step-{self.progress.step:09d}"
+        partial = whole.with_suffix(".partial")
+        if self.accelerator.is_main_process and partial.exists():
+            shutil.rmtree(partial)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial), safe_serialization=True)
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(folder / "progress.json", self.progress.__dict__)
+            write_json(partial / "progress.json", self.progress.__dict__)
+            partial.rename(whole)
+            for older in set(whole.parent.iterdir()) - {whole}:
+                shutil.rmtree(older)
         self.accelerator.wait_for_everyone()
 
     def load_state(self) -> None:
@@ -360,13 +378,19 @@ class Trainer:
         Raises:
             TrainingError: there is none.
         """
-        folder = self.out / "state"
-        if not (folder / "progress.json").is_file():
+        folder = last_checkpoint(self.out)
+        if folder is None:
             raise TrainingError(f"{self.out}: no checkpoint was written yet; start again")
         self.accelerator.load_state(str(folder))
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
         if self.accelerator.is_main_process:
             forget_steps_after(self.progress.step, self.out)
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """Return the folder of a run's last whole checkpoint; None where there is none."""
+    whole = (folder for folder in (out / STATE).glob("step-*") if not folder.suffix)
+    return max(whole, default=None)
 
 
 def compile_towers(model: Slimp) -> None:

@@ -15,6 +15,7 @@ from training.augment import Augment
 from training.config import Config
 from training.data import Squares, load_rows
 from training.model import Slimp
+from training.processes import add_up
 from training.record_batches import RecordBatches
 from training.sampler import PatientBatches
 
@@ -22,7 +23,11 @@ UNDISTURBED = {"column_dropout": 0.0, "column_corruption": 0.0}
 
 
 class Validation:
-    """Fixed batches of the val split."""
+    """Fixed batches of the val split.
+
+    Attributes:
+        group_id: groups of its N images.
+    """
 
     def __init__(
         self, cohort: Cohort, schema: FieldSchema, config: Config, share: tuple[int, int]
@@ -52,6 +57,7 @@ class Validation:
                 "expected images in the cohort's val split for optimiser.patience and keep_best, "
                 "got none: prepare the cohort with a val split, or leave both out"
             )
+        self.group_id = rows.group_id
         self.config = config
         objective = config.objective.model_copy(update=UNDISTURBED)
         self.records = RecordBatches(rows, schema, objective)
@@ -61,9 +67,12 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, model: Slimp, weights: dict[str, float]) -> float:
-        """Return the mean loss of the batches, weighed by their images."""
+        """Return the mean loss of the batches, weighed by their images.
+
+        It is that of all processes' images, the same number in each: they must decide alike.
+        """
         device = next(model.parameters()).device
-        total, count = 0.0, 0
+        total = count = 0.0
         model.eval()
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -81,4 +90,5 @@ class Validation:
                 total += loss * len(index)
                 count += len(index)
         model.train()
+        total, count = add_up(torch.tensor([total, count], dtype=torch.double, device=device))
         return total / count

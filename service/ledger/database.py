@@ -43,7 +43,8 @@ def open_ledger(folder: Path) -> Engine:
     except OSError as error:
         raise LedgerError(f"{folder}: the ledger's folder cannot be made ({error})") from None
     url = URL.create("sqlite", database=str(path))
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    # The last connection returned is the first one lent: each keeps 2 MB of pages.
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_use_lifo=True)
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     try:

@@ -78,6 +78,22 @@ def test_commits_outlive_a_power_cut_and_deletions_cascade(tmp_path: Path) -> No
     }
 
 
+def test_the_connection_that_came_back_last_is_lent_first(tmp_path: Path) -> None:
+    """Else each of those that a burst opened would fill a page cache of its own."""
+    engine = open_engine(tmp_path / "new.sqlite")
+    burst = [engine.raw_connection() for _ in range(3)]
+    lent = [connection.driver_connection for connection in burst]
+    for connection in burst:
+        connection.close()
+    again = []
+    for _ in range(4):
+        connection = engine.raw_connection()
+        again.append(connection.driver_connection)
+        connection.close()
+    engine.dispose()
+    assert {id(one) for one in again} == {id(lent[-1])}
+
+
 def test_an_interrupted_migration_leaves_no_half_made_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,11 @@ from training.calibration import (
     fit_guess_weight,
     fit_novelty,
     fit_quality,
+    group_folds,
     operating_points,
+    out_of_fold,
 )
+from training.metrics import expected_calibration_error
 
 PRIOR = np.array([0.7, 0.2, 0.1], np.float32)
 
@@ -31,7 +34,8 @@ def test_temperature_and_bias_undo_a_planted_miscalibration() -> None:
     rng = np.random.default_rng(0)
     honest = rng.normal(0, 1.5, (4000, 3)).astype(np.float32)
     label = drawn(honest + np.log(PRIOR) + np.array([0, 0.8, 0], np.float32), rng)
-    fitted = fit_condition(honest * 2.5, label, PRIOR, alpha=0.1)
+    unseen = out_of_fold(honest * 2.5, label, PRIOR, np.arange(4000) % 5)
+    fitted = fit_condition(honest * 2.5, unseen, label, PRIOR, alpha=0.1)
     assert fitted.temperature == pytest.approx(2.5, rel=0.1)
     bias = np.array(fitted.bias) - np.log(PRIOR)
     np.testing.assert_allclose(bias - bias[0], [0, 0.8, 0], atol=0.2)
@@ -41,9 +45,36 @@ def test_temperature_and_bias_undo_a_planted_miscalibration() -> None:
 
 def test_few_lesions_leave_the_bias_near_the_prior() -> None:
     label = np.array([0, 1, 2, 0])
-    fitted = fit_condition(np.zeros((4, 3), np.float32), label, PRIOR, alpha=0.1)
+    logits = np.zeros((4, 3), np.float32)
+    fitted = fit_condition(logits, softmax(logits), label, PRIOR, alpha=0.1)
     assert np.abs(np.array(fitted.bias) - np.log(PRIOR)).max() < 1.5
     assert np.isfinite(fitted.temperature)
+
+
+def test_the_calibration_error_is_that_of_lesions_that_calibration_did_not_see() -> None:
+    """Scores that say nothing, of few lesions: a bias that fits them does not hold for others."""
+    rng = np.random.default_rng(1)
+    logits, label = rng.normal(0, 2, (30, 3)).astype(np.float32), rng.integers(0, 3, 30)
+    fold = np.arange(30) % 5
+    unseen = out_of_fold(logits, label, PRIOR, fold)
+    fitted = fit_condition(logits, unseen, label, PRIOR, alpha=0.1)
+    assert fitted.expected_calibration_error == expected_calibration_error(unseen, label)
+    for number in range(5):
+        others = fold != number
+        alone = fit_condition(logits[others], unseen[others], label[others], PRIOR, alpha=0.1)
+        scaled = logits[~others] / np.float32(alone.temperature) + np.array(alone.bias, np.float32)
+        np.testing.assert_allclose(unseen[~others], softmax(scaled), atol=1e-6)
+
+
+def test_folds_keep_groups_whole_and_share_out_the_malignant() -> None:
+    groups = [f"g{i // 3}" for i in range(90)]
+    malignant = np.array([i % 3 == 0 and i // 3 % 5 == 0 for i in range(90)])
+    fold = group_folds(groups, malignant, 4)
+    assert len(set(zip(groups, fold.tolist(), strict=True))) == len(set(groups))
+    assert np.bincount(fold).tolist() == [18] * 5
+    # Six groups of thirty have a malignant lesion.
+    assert np.bincount(fold[malignant], minlength=5).min() == 1
+    assert not np.array_equal(fold, group_folds(groups, malignant, 5))
 
 
 def logits_of_guesses(
@@ -140,33 +171,52 @@ def test_operating_points_keep_what_their_names_promise(count: int) -> None:
     rng = np.random.default_rng(count)
     malignant = np.arange(count) % 3 == 0
     score = (rng.random(count) + 0.3 * malignant).astype(np.float32)
-    sensitive, specific = operating_points(score, malignant, "given")
+    fold = np.arange(count) // 3 % 5
+    sensitive, specific = operating_points(score, score, malignant, fold, "given")
     assert sensitive.name == "sensitivity_95"
     assert specific.name == "specificity_95"
     for point in (sensitive, specific):
-        called = score >= point.threshold
         assert point.condition == "given"
-        assert point.sensitivity == pytest.approx(called[malignant].mean())
-        assert point.specificity == pytest.approx(1 - called[~malignant].mean())
         for value, (low, high) in (
             (point.sensitivity, point.sensitivity_interval),
             (point.specificity, point.specificity_interval),
         ):
             assert 0 <= low <= value <= high <= 1
-    assert sensitive.sensitivity >= 0.95
-    assert specific.specificity >= 0.95
+    assert (score >= sensitive.threshold)[malignant].mean() >= 0.95
+    assert (score < specific.threshold)[~malignant].mean() >= 0.95
+
+
+def test_what_an_operating_point_keeps_is_measured_on_other_lesions_than_it_was_chosen_on() -> None:
+    """The lowest malignant score of all lies in one fold, whose lesions it must not help."""
+    malignant = np.tile([True, False], 10)
+    score = np.where(malignant, 0.8, 0.1).astype(np.float32)
+    fold = np.arange(20) // 2 % 5
+    score[0] = 0.05
+    sensitive, _ = operating_points(score, score, malignant, fold, "given")
+    assert sensitive.threshold == np.float32(0.05)
+    assert sensitive.sensitivity == pytest.approx(0.9)
+    # The other folds' thresholds are 0.05, the first fold's is 0.8.
+    assert sensitive.specificity == pytest.approx(0.2)
 
 
 def test_the_interval_of_an_operating_point_is_wilsons() -> None:
     malignant = np.array([True] * 10 + [False] * 10)
-    point = operating_points(malignant.astype(np.float32), malignant, "missing")[0]
+    score = malignant.astype(np.float32)
+    point = operating_points(score, score, malignant, np.arange(20) % 5, "missing")[0]
     z2 = 1.959964**2
     assert point.sensitivity_interval == pytest.approx((10 / (10 + z2), 1.0), abs=1e-5)
 
 
 @pytest.mark.parametrize("side", [True, False])
 def test_there_are_no_operating_points_where_only_one_side_occurs(side: bool) -> None:
-    assert operating_points(np.ones(4, np.float32), np.full(4, side), "given") == ()
+    score, fold = np.ones(4, np.float32), np.arange(4)
+    assert operating_points(score, score, np.full(4, side), fold, "given") == ()
+
+
+def test_there_are_no_operating_points_where_one_fold_has_all_of_one_side() -> None:
+    score, malignant = np.ones(4, np.float32), np.array([True, True, False, False])
+    assert operating_points(score, score, malignant, np.array([0, 0, 1, 2]), "given") == ()
+    assert operating_points(score, score, malignant, np.array([0, 1, 1, 2]), "given")
 
 
 def test_quality_refuses_what_is_worse_than_every_calibration_picture_by_far() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from bundle.fields import FieldSchema, Record
 from bundle.images import decode_image, prepare_image
 from bundle.novelty import NoveltyModel
 from cohort.cohort import Cohort
+from cohort.splits import Split
 from tests.training.squares import LABELS, SCHEMA, squares, tiny_config, write_cohort
 from training.classifier import ConditionRecords, feature_table
 from training.data import Squares, fit_schema, load_rows
@@ -57,8 +59,12 @@ def test_a_fitted_run_holds_everything_that_export_reads(
     assert calibration.prevalence == pytest.approx({"nv": 0.8, "mel": 0.1, "bcc": 0.1})
     assert len(calibration.oddness_quantiles) == 101
     assert len(calibration.operating_points) == 2 * len(CONDITIONS)
-    cal = cohort.info.counts.splits["cal"].images
-    assert {c.lesions for c in calibration.conditions.values()} == {cal}
+    # One lesion of every patient is photographed twice, and counts once.
+    cal = load_rows(cohort, ["cal"], LABELS)
+    lesions = len(set(cal.lesion_id))
+    assert lesions < len(cal)
+    assert {c.lesions for c in calibration.conditions.values()} == {lesions}
+    assert {c.conformal.lesions for c in calibration.conditions.values()} == {lesions}
 
 
 def test_calibration_groups_are_not_in_train_and_both_are_seen(
@@ -72,6 +78,22 @@ def test_calibration_groups_are_not_in_train_and_both_are_seen(
     assert (earlier,) == read_info(pretrained).seen
     assert earlier.overlap(train | cal | test) == train
     assert seen.overlap(train | cal | test) == train | cal
+
+
+def test_a_run_that_saw_calibration_groups_is_refused(
+    fitted: Path, pretrained: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    swapped: dict[Split, Split] = {"train": "cal", "cal": "train", "val": "val", "test": "test"}
+    other = cohort.with_splits(
+        {g: swapped[s] for s in swapped for g in load_rows(cohort, [s], LABELS).group_id}
+    )
+    trained = len(set(load_rows(cohort, ["train"], LABELS).group_id))
+    with pytest.raises(TrainingError, match=f"got {trained} of its {trained} patients"):
+        fit(pretrained, other, tmp_path / "out")
+    # What calibrated a run must not calibrate what goes on from it.
+    with pytest.raises(TrainingError, match="give a run from before `slimp fit`"):
+        fit(fitted, cohort, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_classifier_tells_the_colours_of_unseen_patients(fitted: Path, cohort: Cohort) -> None:
@@ -197,10 +219,12 @@ def test_another_cohort_is_added_to_the_data_and_lone_lesions_have_no_oddness(
     pretrained: Path, tmp_path: Path
 ) -> None:
     """Patients with fewer lesions than `MIN_LESIONS` say nothing of how odd a lesion is."""
-    images = list(squares(patients=24, benign=1))
-    cohort = write_cohort(
-        tmp_path / "cohort", [i for i in images if " 0 1" not in i.image_id], name="other squares"
-    )
+    images = [
+        dataclasses.replace(image, patient_id=f"other {image.patient_id}")
+        for image in squares(patients=24, benign=1)
+        if " 0 1" not in image.image_id
+    ]
+    cohort = write_cohort(tmp_path / "cohort", images, name="other squares")
     stages: list[tuple[str, int, int]] = []
     info = fit(pretrained, cohort, tmp_path / "fitted", report=lambda *at: stages.append(at))
     assert [source.name for source in info.data] == ["squares", "other squares"]

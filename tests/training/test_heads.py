@@ -234,3 +234,15 @@ def test_the_scale_recovers_a_gain_and_an_offset_that_were_planted() -> None:
     fit_scale(model, alone + correction, alone, rng.random(4000) < truth)
     assert float(model.gain) == pytest.approx(2.0, abs=0.25)
     assert float(model.offset) == pytest.approx(-0.7, abs=0.15)
+
+
+def test_without_lesions_in_company_there_is_nothing_to_scale() -> None:
+    model, none = context_model(), np.zeros(0, np.float32)
+    fit_scale(model, none, none, np.zeros(0, np.bool_))
+    assert (float(model.gain), float(model.offset)) == (1.0, 0.0)
+
+
+def test_lesions_are_in_company_where_their_patient_has_others() -> None:
+    lone, several = table_of(1, 1), table_of(2, 3)
+    assert lone.in_company.tolist() == [False]
+    assert several.in_company.tolist() == [True] * 6

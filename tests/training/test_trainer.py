@@ -5,19 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema
 from cohort.cohort import Cohort
-from tests.training.squares import SCHEMA, read_metrics, squares, tiny_config, write_cohort
+from tests.training.squares import LABELS, SCHEMA, read_metrics, squares, tiny_config, write_cohort
 from training.batch import same_records
 from training.config import Config
-from training.data import load_rows
-from training.objectives.objective import Term
+from training.data import fit_schema, load_rows
+from training.metrics_log import forget_steps_after
+from training.model import Slimp
+from training.objectives.objective import MAX_LOG_SCALE, Term
+from training.record_batches import RecordBatches
 from training.run import TOWERS, load_towers, read_info
-from training.trainer import Trainer, pretrain
+from training.sampler import PatientBatches
+from training.trainer import Trainer, last_checkpoint, pretrain
 
 
 class Stopped(Exception):
@@ -118,6 +123,56 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         for folder in (run, uninterrupted)
     ]
     assert logged[0] == logged[1]
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    cohort: Cohort, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, write = tmp_path / "run", Accelerator.save_state
+
+    def cut_off(self: Accelerator, folder: str, **options: bool) -> None:
+        write(self, folder, **options)
+        if last_checkpoint(run) is not None:
+            raise Stopped
+
+    monkeypatch.setattr(Accelerator, "save_state", cut_off)
+    with pytest.raises(Stopped):
+        pretrain(cohort, short(), run)
+    monkeypatch.undo()
+    # What lies there of the second checkpoint must not be taken for the first.
+    assert len(list((run / "state").iterdir())) == 2
+    pretrain(cohort, short(), run, resume=True)
+    expected, resumed = weights(uninterrupted), weights(run)
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+    assert [folder.suffix for folder in (run / "state").iterdir()] == [""]
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_forgotten(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    forget_steps_after(2, tmp_path)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_temperature_beyond_its_bound_keeps_its_gradient_and_is_brought_back(
+    cohort: Cohort,
+) -> None:
+    config = tiny_config(objective={"temperature": 0.001})
+    rows = load_rows(cohort, ["train"], LABELS)
+    schema = fit_schema(cohort.schema, rows)
+    model = Slimp(config, schema)
+    scales = [p for name, p in model.named_parameters() if name.endswith("log_scale")]
+    assert [scale.item() for scale in scales] == pytest.approx([MAX_LOG_SCALE] * 2)
+    with torch.no_grad():
+        for scale in scales:
+            scale.add_(1)
+    index = next(iter(PatientBatches(rows.patient, patients=8, lesions=3, seed=0)))
+    batch = RecordBatches(rows, schema, config.objective).batch(torch.tensor(index))
+    batch["pixels"] = torch.randn(len(index), 3, 16, 16)
+    torch.autograd.backward([term.loss for term in model(batch).values()])
+    assert all(scale.grad is not None and scale.grad.item() for scale in scales)
+    model.objective.limit_scales()
+    assert [scale.item() for scale in scales] == pytest.approx([MAX_LOG_SCALE] * 2)
 
 
 def test_a_run_ends_after_its_steps_wherever_in_an_epoch(

@@ -13,8 +13,8 @@ from cohort.cohort import Cohort
 from tests.training.squares import LABELS, read_metrics, tiny_config
 from training.data import fit_schema, load_rows
 from training.model import Slimp
-from training.run import TOWERS, load_towers
-from training.trainer import BEST, Trainer, pretrain
+from training.run import TOWERS, load_towers, read_info
+from training.trainer import BEST, Trainer, last_checkpoint, pretrain
 from training.validation import Validation
 
 BESTS = {"epochs": 6, "keep_best": True}
@@ -67,6 +67,15 @@ def test_every_epoch_logs_its_loss_and_the_run_keeps_the_best(
     assert not (tmp_path / "run" / BEST).exists()
 
 
+def test_what_chose_the_weights_was_seen(cohort: Cohort, pretrained: Path, tmp_path: Path) -> None:
+    pretrain(cohort, tiny_config(optimiser={**BESTS, "epochs": 1}), tmp_path / "run")
+    train, val = (set(load_rows(cohort, [s], LABELS).group_id) for s in ("train", "val"))
+    everyone = set(cohort.group_ids())
+    (seen,), (unchosen,) = read_info(tmp_path / "run").seen, read_info(pretrained).seen
+    assert seen.overlap(everyone) == train | val
+    assert unchosen.overlap(everyone) == train
+
+
 def test_a_run_ends_when_its_patience_does(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,8 +116,9 @@ def test_a_resumed_run_keeps_the_same_best_weights(
 def test_progress_survives_in_the_checkpoint(cohort: Cohort, tmp_path: Path) -> None:
     config = tiny_config(checkpoint_steps=1, optimiser={**BESTS, "epochs": 2})
     pretrain(cohort, config, tmp_path / "run")
-    progress = json.loads((tmp_path / "run" / "state" / "progress.json").read_text())
-    assert progress["best_loss"] > 0
+    folder = last_checkpoint(tmp_path / "run")
+    assert folder is not None
+    assert json.loads((folder / "progress.json").read_text())["best_loss"] > 0
 
 
 def test_an_empty_val_split_is_refused(cohort: Cohort, tmp_path: Path) -> None:

@@ -3,25 +3,20 @@
 With one of its two weights at 0 it is the inner loss (`lesion`) or the outer one (`patient`) alone.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from training.batch import Batch, Encode, alike_records, same_records
 from training.config import ObjectiveSettings
 from training.losses import Contrast, info_nce
-from training.objectives.objective import Objective, Term, projection
+from training.objectives.objective import Objective, Term, learned_scale, projection
 from training.pooling import Pooling
 from training.processes import gather_rows
 
 if TYPE_CHECKING:
     from training.model import Slimp
-
-# As CLIP does (Radford et al., 2021, arXiv 2103.00020): the inverse temperature stays below 100.
-MAX_LOG_SCALE = math.log(100)
 
 
 class Nested(Objective):
@@ -37,9 +32,8 @@ class Nested(Objective):
         self.patient_projection = projection(dim, out)
         self.soft_width = settings.soft_width
         self.pooling = Pooling(settings.pooling, 2 * dim)
-        start = math.log(1 / settings.temperature)
-        self.lesion_log_scale = nn.Parameter(torch.tensor(start))
-        self.patient_log_scale = nn.Parameter(torch.tensor(start))
+        self.lesion_log_scale = learned_scale(1 / settings.temperature)
+        self.patient_log_scale = learned_scale(1 / settings.temperature)
 
     def forward(
         self, towers: "Slimp", images: torch.Tensor, batch: Batch, encode: Encode
@@ -63,7 +57,7 @@ class Nested(Objective):
         return info_nce(
             gather_rows(normalize(self.image_projection(images), dim=1)),
             gather_rows(normalize(self.lesion_projection(records), dim=1)),
-            self.lesion_log_scale.clamp(max=MAX_LOG_SCALE).exp(),
+            self.lesion_log_scale.exp(),
             excluded=(group[:, None] == group[None]) | same_records(batch, "lesion"),
             valid=gather_rows(batch["lesion_present"]).any(1),
             alike=alike_records(batch, "lesion", self.soft_width),
@@ -83,7 +77,7 @@ class Nested(Objective):
         return info_nce(
             gather_rows(normalize(phenotypes, dim=1)),
             gather_rows(normalize(self.patient_projection(patients), dim=1)),
-            self.patient_log_scale.clamp(max=MAX_LOG_SCALE).exp(),
+            self.patient_log_scale.exp(),
             excluded=same_records(batch, "patient"),
             valid=gather_rows(batch["patient_present"]).any(1),
             alike=alike_records(batch, "patient", self.soft_width),

@@ -1,5 +1,6 @@
 """What every pre-training objective is: towers and a batch to loss terms."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +11,10 @@ from training.batch import Batch, Encode
 
 if TYPE_CHECKING:
     from training.model import Slimp
+
+
+# As CLIP does (Radford et al., 2021, arXiv 2103.00020): the inverse temperature stays below 100.
+MAX_LOG_SCALE = math.log(100)
 
 
 class Term(Protocol):
@@ -47,6 +52,21 @@ class Objective(nn.Module):
             encode: calls a tower on its inputs.
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def limit_scales(self) -> None:
+        """Bring learned inverse temperatures back to 100 at most: to be called after every step.
+
+        In the forward pass instead, a clamp would take the gradient away that leads back.
+        """
+        for name, scale in self.named_parameters():
+            if name.endswith("log_scale"):
+                scale.clamp_(max=MAX_LOG_SCALE)
+
+
+def learned_scale(start: float) -> nn.Parameter:
+    """Return the () logarithm of an inverse temperature, 100 at most."""
+    return nn.Parameter(torch.tensor(min(math.log(start), MAX_LOG_SCALE)))
 
 
 def projection(width: int, out: int) -> nn.Module:

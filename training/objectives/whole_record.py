@@ -4,7 +4,6 @@
 2021, arXiv 2103.00020), `siglip` the pairwise sigmoid loss (Zhai et al., 2023, arXiv 2303.15343).
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +14,7 @@ from bundle.fields import Level
 from training.batch import Batch, Encode, same_whole_records
 from training.config import ObjectiveSettings
 from training.losses import Contrast, info_nce, pairwise_sigmoid
-from training.objectives.nested import MAX_LOG_SCALE
-from training.objectives.objective import Objective, Term, projection
+from training.objectives.objective import Objective, Term, learned_scale, projection
 from training.processes import gather_rows
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 LEVELS: tuple[Level, ...] = ("lesion", "patient")
 # The start of SigLIP: inverse temperature 10, bias -10.
-SIGMOID_START = (math.log(10), -10.0)
+SIGMOID_START = (10.0, -10.0)
 
 
 class WholeRecord(Objective):
@@ -35,11 +33,11 @@ class WholeRecord(Objective):
         self.name = settings.name
         self.image_projection = projection(dim, settings.projection_dim)
         self.record_projection = projection(2 * dim, settings.projection_dim)
-        start = math.log(1 / settings.temperature)
+        scale = 1 / settings.temperature
         if self.name == "siglip":
-            start, bias = SIGMOID_START
+            scale, bias = SIGMOID_START
             self.bias = nn.Parameter(torch.tensor(bias))
-        self.log_scale = nn.Parameter(torch.tensor(start))
+        self.log_scale = learned_scale(scale)
 
     def forward(
         self, towers: "Slimp", images: torch.Tensor, batch: Batch, encode: Encode
@@ -69,7 +67,7 @@ class WholeRecord(Objective):
         batch: Batch,
         towers: "Slimp",
     ) -> Contrast:
-        scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        scale = self.log_scale.exp()
         if self.name == "siglip":
             return pairwise_sigmoid(first[valid], second[valid], scale, self.bias)
         excluded = torch.zeros(len(first), len(first), dtype=torch.bool, device=first.device)
