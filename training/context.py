@@ -62,6 +62,7 @@ class LesionTable:
 def train_context(
     model: ContextModel,
     table: LesionTable,
+    weight: FloatArray,
     settings: FitSettings,
     *,
     seed: int,
@@ -71,6 +72,14 @@ def train_context(
 
     Each pass shows every patient once, a random subset of 1 to 64 lesions, with or without
     records, so that it works for any number of lesions and for pictures alone.
+
+    Args:
+        model: changed in place.
+        table: N lesions.
+        weight: (N,) float32, how much each counts.
+        settings: rate and length.
+        seed: of the subsets.
+        report: called after each step with step and total.
     """
     rng = np.random.default_rng(seed)
     patients = table.patients()
@@ -82,9 +91,9 @@ def train_context(
     model.train()
     passes = (_pass(patients, rng) for _ in range(settings.context_epochs))
     for step, subsets in enumerate(itertools.chain.from_iterable(passes)):
-        batch = _batch(table, subsets, rng)
-        target = batch.pop("malignant")
-        loss = context_loss(model(**batch), target, batch["mask"])
+        batch = _batch(table, weight, subsets, rng)
+        target, counts = batch.pop("malignant"), batch.pop("weight")
+        loss = context_loss(model(**batch), target, batch["mask"], counts)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,20 +103,24 @@ def train_context(
     model.eval()
 
 
-def context_loss(logits: torch.Tensor, malignant: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def context_loss(
+    logits: torch.Tensor, malignant: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
     """Return the mean cross entropy a lesion plus the weighted ranking term a patient.
 
     Args:
         logits: (B, L).
         malignant: (B, L) bool.
         mask: (B, L) bool.
+        weight: (B, L), how much a lesion counts.
     """
-    each = binary_cross_entropy_with_logits(logits[mask], malignant[mask].float())
+    target = malignant[mask].float()
+    each = binary_cross_entropy_with_logits(logits[mask], target, weight=weight[mask])
     afflicted = (malignant & mask).any(1)
     if not afflicted.any():
         return each
     shares = log_softmax(logits.masked_fill(~mask, -torch.inf), dim=1)[afflicted]
-    target = (malignant & mask)[afflicted].float()
+    target = (malignant & mask)[afflicted] * weight[afflicted]
     ranking = -(torch.where(target > 0, shares, 0) * target).sum(1) / target.sum(1)
     return each + RANK_WEIGHT * ranking.mean()
 
@@ -128,7 +141,7 @@ def _subset(rows: IntArray, rng: np.random.Generator) -> IntArray:
 
 
 def _batch(
-    table: LesionTable, subsets: list[IntArray], rng: np.random.Generator
+    table: LesionTable, weight: FloatArray, subsets: list[IntArray], rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
     longest = max(map(len, subsets))
     mask = np.zeros((len(subsets), longest), np.bool_)
@@ -149,6 +162,7 @@ def _batch(
         "patient_record": table.records.patient[first],
         "patient_present": table.records.patient_present[first] & shown,
         "malignant": table.malignant[index] & mask,
+        "weight": weight[index],
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -52,6 +52,7 @@ from training.data import Rows, Squares, image_loader, load_rows
 from training.encoders import TorchEncoders
 from training.features import classify_rows, embed_rows, measure_rows, record_features
 from training.heads import Classifier, ContextModel
+from training.missingness import balance_lesions
 from training.model import Slimp
 from training.neighbours import Neighbours, fit_extrapolation
 from training.precision import trained_attention
@@ -352,17 +353,25 @@ class Fitting:
         )
         given, missing = self._cross_fitted(train)
         lesions = train.rows.one_a_lesion(self.config.seed)
-        table = self._lesion_table(train.take(lesions), given[lesions], missing[lesions])
+        part, malignant = train.take(lesions), self.malignant[train.rows.label[lesions]]
+        records, weight = part.rows.records, np.ones(len(lesions), np.float32)
+        if settings.balance_missing:
+            rng = np.random.default_rng(self.config.seed)
+            records, weight = balance_lesions(
+                records, self.schema, part.rows.patient, malignant, rng
+            )
+        table = self._lesion_table(part, records, given[lesions], missing[lesions])
         train_context(
             model,
             table,
+            weight,
             settings,
             seed=self.config.seed,
             report=partial(self.report, "context"),
         )
         cal = cal.take(cal.rows.one_a_lesion(self.config.seed))
         alone = self._alone(self._logits(cal, "given"), "given")
-        held_out = self._lesion_table(cal, alone, alone)
+        held_out = self._lesion_table(cal, cal.rows.records, alone, alone)
         encoders = TorchEncoders(self.towers, self.classifier, model)
         answers = context_answers(encoders, held_out)
         several = held_out.in_company
@@ -397,10 +406,12 @@ class Fitting:
         self.classifier = final
         return given, missing
 
-    def _lesion_table(self, part: Part, given: FloatArray, missing: FloatArray) -> LesionTable:
+    def _lesion_table(
+        self, part: Part, records: list[Record], given: FloatArray, missing: FloatArray
+    ) -> LesionTable:
         return LesionTable(
             image=part.embeddings,
-            records=record_features(self._encoders(), part.rows.records, self.schema),
+            records=record_features(self._encoders(), records, self.schema),
             malignancy_logit=given,
             image_logit=missing,
             malignant=self.malignant[part.rows.label],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bundle.fields import Field, Record
+from bundle.fields import Field, FieldSchema, Record
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -27,6 +27,48 @@ def presence(records: Sequence[Record], fields: Sequence[Field]) -> BoolArray:
     shape = (len(records), len(fields))
     flags = [[record.get(field.name) is not None for field in fields] for record in records]
     return np.array(flags, np.bool_).reshape(shape)
+
+
+def balance_lesions(
+    records: Sequence[Record],
+    schema: FieldSchema,
+    patient: IntArray,
+    malignant: BoolArray,
+    rng: np.random.Generator,
+) -> tuple[list[Record], FloatArray]:
+    """Return records whose missing fields do not tell which lesions, or patients, have cancer.
+
+    Lesion fields are hidden lesion by lesion; patient fields for all of a patient's lesions at
+    once, so that no patient with a malignant lesion is known by them.
+
+    Args:
+        records: of N lesions.
+        schema: the fields.
+        patient: (N,) int64.
+        malignant: (N,) bool.
+        rng: where the draws come from.
+
+    Returns:
+        N records and (N,) float32 weights of the loss.
+    """
+    _, first, number = np.unique(patient, return_index=True, return_inverse=True)
+    afflicted = np.bincount(number, weights=malignant) > 0
+    everyone = np.arange(len(records))
+    shown: list[Record] = [{} for _ in records]
+    weight = np.ones(len(records), np.float32)
+    for fields, rows, of_row, label in (
+        (schema.at("lesion"), everyone, everyone, malignant),
+        (schema.at("patient"), first, number, afflicted),
+    ):
+        present = presence([records[i] for i in rows], fields)
+        balance = PatternBalance(present, label.astype(np.int64))
+        kept, own = balance.draw(np.arange(len(rows)), rng)
+        weight *= own[of_row]
+        for record, whole, flags in zip(shown, records, kept[of_row], strict=True):
+            record |= {
+                f.name: whole[f.name] for f, is_kept in zip(fields, flags, strict=True) if is_kept
+            }
+    return shown, weight.clip(max=MOST_WEIGHT)
 
 
 class PatternBalance:

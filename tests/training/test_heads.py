@@ -166,9 +166,16 @@ def test_the_context_loss_is_cross_entropy_and_the_rank_of_the_malignant() -> No
     shares = logits[0].softmax(0)
     ranking = -float((shares[0].log() + shares[2].log()) / 2)
     expected = np.mean(each) + RANK_WEIGHT * ranking
-    assert float(context_loss(logits, malignant, mask)) == pytest.approx(expected, rel=1e-5)
-    healthy = context_loss(logits[1:], malignant[1:], mask[1:])
+    alike = torch.ones(2, 3)
+    assert float(context_loss(logits, malignant, mask, alike)) == pytest.approx(expected, rel=1e-5)
+    healthy = context_loss(logits[1:], malignant[1:], mask[1:], alike[1:])
     assert float(healthy) == pytest.approx(np.mean(each[3:]), rel=1e-5)
+    weight = torch.tensor([[2.0, 1.0, 0.5], [1.0, 3.0, 9.0]])
+    counts = (2.0, 1.0, 0.5, 1.0, 3.0)
+    unlike = np.mean([c * e for c, e in zip(counts, each, strict=True)])
+    first = -float(2.0 * shares[0].log() + 0.5 * shares[2].log()) / 2.5
+    weighted = context_loss(logits, malignant, mask, weight)
+    assert float(weighted) == pytest.approx(unlike + RANK_WEIGHT * first, rel=1e-5)
 
 
 def table_of(patients: int, each: int, seed: int = 0) -> LesionTable:
@@ -195,7 +202,8 @@ def test_training_learns_that_the_odd_lesion_is_the_malignant_one() -> None:
     model, table = ContextModel(DIM, width=8, dropout=0.0), table_of(16, 4)
     steps: list[tuple[int, int]] = []
     settings = FitSettings(context_epochs=60, learning_rate=1e-2)
-    train_context(model, table, settings, seed=0, report=lambda *at: steps.append(at))
+    alike = np.ones(len(table.image), np.float32)
+    train_context(model, table, alike, settings, seed=0, report=lambda *at: steps.append(at))
     assert not model.training
     assert steps[-1] == (60, 60)
     own = table.patients()[0]
@@ -220,6 +228,7 @@ def test_a_patient_with_very_many_lesions_is_shown_in_part() -> None:
     train_context(
         Watched(DIM, width=8, dropout=0.0),
         table_of(2, MAX_LESIONS + 6),
+        np.ones(2 * (MAX_LESIONS + 6), np.float32),
         FitSettings(context_epochs=6),
         seed=0,
     )

@@ -10,13 +10,13 @@ from bundle.fields import Record
 from bundle.records import encode_records
 from cohort.cohort import Cohort
 from cohort.rows import LesionImage
-from tests.training.squares import LABELS, draw_square, tiny_config, write_cohort
+from tests.training.squares import LABELS, SCHEMA, draw_square, tiny_config, write_cohort
 from training.classifier import ConditionRecords, classify, feature_table, train_classifier
 from training.data import fit_schema, load_rows
 from training.features import LEVELS
 from training.heads import Classifier
 from training.missing_figures import indicators_alone
-from training.missingness import PatternBalance, presence
+from training.missingness import PatternBalance, balance_lesions, presence
 from training.model import Slimp
 from training.scores import Raw, find_truth
 
@@ -168,3 +168,34 @@ def test_blanking_a_record_moves_the_answer_only_without_the_balance(
         assert abs(moved) <= 0.02
     else:
         assert moved < -0.2
+
+
+def test_neither_lesions_nor_patients_with_cancer_are_known_by_their_gaps() -> None:
+    """Lesions without cancer lack a lesion field, patients without it a patient field."""
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(600), 4)
+    afflicted = rng.random(600) < 0.4
+    malignant = afflicted[patient] & (np.arange(2400) % 4 == 0)
+    has_diameter = malignant | (rng.random(2400) < 0.3)
+    has_age = (afflicted | (rng.random(600) < 0.3))[patient]
+    whole: Record = {"sex": "male", "itch": True, "diameter_mm": 3.0, "age_years": 50.0}
+    lacking = [
+        {n for n, has in (("diameter_mm", diameter), ("age_years", age)) if not has}
+        for diameter, age in zip(has_diameter, has_age, strict=True)
+    ]
+    records: list[Record] = [{k: v for k, v in whole.items() if k not in gaps} for gaps in lacking]
+    shown, weight = balance_lesions(records, SCHEMA, patient, malignant, rng)
+    assert all(
+        record.items() <= whole.items() for record, whole in zip(shown, records, strict=True)
+    )
+    for name, among, known in (
+        ("diameter_mm", malignant, has_diameter),
+        ("age_years", afflicted[patient], has_age),
+    ):
+        there = np.array([name in record for record in shown])
+        before = [known[side].mean() for side in (among, ~among)]
+        after = [np.average(there[side], weights=weight[side]) for side in (among, ~among)]
+        assert before[0] - before[1] > 0.5
+        assert abs(after[0] - after[1]) < 0.1
+    ages = [{"age_years" in shown[i] for i in np.flatnonzero(patient == p)} for p in range(600)]
+    assert all(len(one) == 1 for one in ages)
