@@ -1,4 +1,4 @@
-"""What a patient's other lesions add: is the malignant one among the first to be looked at."""
+"""Are a patient's malignant lesions among the first to be looked at: alone, and in company."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.calibration import log_odds
+from bundle.encoder import Encoders
 from bundle.fields import Record
 from index.cohort_lesions import first_of
 from training.conditions import answer
@@ -14,14 +15,14 @@ from training.data import Rows
 from training.features import record_features
 from training.fit import context_answers
 from training.fitted import FittedModel
-from training.metrics import hit_in_top
-from training.resampling import Estimate, Resampling, auroc_of, estimate, mean_of
+from training.metrics import sensitivity_in_top
+from training.resampling import Draws, Estimate, Resampling, auroc_of, estimate, mean_of
 from training.scores import null
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-LEAST_LESIONS = 15
 TOPS = (1, 3, 15)
+NO_CONTEXT = "the model has no context model"
 
 
 def lesion_table(
@@ -61,50 +62,62 @@ def lesion_table(
 
 
 def judge_company(
-    model: FittedModel, table: LesionTable, *, samples: int, seed: int
+    encoders: Encoders, table: LesionTable, *, samples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the figures of lesions alone and in their patients' company, metadata given."""
-    context = context_answers(model.encoders, table)
-    scores = {"alone": table.malignancy_logit, "in_context": context}
+    """Return the figures of lesions alone and in their patients' company, metadata given.
+
+    Beside them stands the AUROC of how few lesions a patient has.
+
+    Args:
+        encoders: the models; without a context model there are the figures of lesions alone.
+        table: the lesions.
+        samples: resamplings of the patients.
+        seed: of the resampling.
+    """
+    scores = {"alone": table.malignancy_logit}
+    if encoders.has_context:
+        scores["in_context"] = context_answers(encoders, table)
     figures: dict[str, Any] = {
-        "least_lesions": LEAST_LESIONS,
         "lesions": len(table.patient),
         "lesions_malignant": int(table.malignant.sum()),
         "patients": len(np.unique(table.patient)),
     }
     for top in TOPS:
-        hits = {name: _hits(s, table, top) for name, s in scores.items()}
-        figures["patients_judged"] = len(hits["alone"])
-        figures[f"malignant_in_top_{top}"] = _compare_hits(hits, samples=samples, seed=seed)
+        shares = {
+            name: sensitivity_in_top(score, table.malignant, table.patient, top=top)
+            for name, score in scores.items()
+        }
+        figures[f"sensitivity_in_top_{top}"] = {
+            "patients": len(shares["alone"]),
+            **_mean_shares(shares, top, samples=samples, seed=seed),
+        }
     groups = [str(number) for number in table.patient]
     resampling = Resampling(groups, samples=samples, seed=seed)
     draws = {k: resampling.draws(auroc_of(table.malignant, s)) for k, s in scores.items()}
-    return {
-        **figures,
-        "malignant_auroc": {
-            **{name: estimate(values) for name, values in draws.items()},
-            "difference": estimate(draws["in_context"] - draws["alone"]),
-        },
-    }
+    # What a context model could answer by without looking at anything.
+    _, number, count = np.unique(table.patient, return_inverse=True, return_counts=True)
+    fewest = resampling.draws(auroc_of(table.malignant, -count[number]))
+    return {**figures, "malignant_auroc": {**_beside(draws), "lesion_count": estimate(fewest)}}
 
 
-def _hits(score: FloatArray, table: LesionTable, top: int) -> dict[int, bool]:
-    return hit_in_top(score, table.malignant, table.patient, top=top, least=LEAST_LESIONS)
-
-
-def _compare_hits(
-    hits: dict[str, dict[int, bool]], *, samples: int, seed: int
+def _mean_shares(
+    shares: dict[str, dict[int, float]], top: int, *, samples: int, seed: int
 ) -> dict[str, Estimate]:
-    patients = list(hits["alone"])
+    patients = list(shares["alone"])
     if not patients:
-        reason = f"no patient with {LEAST_LESIONS} lesions, one of them malignant"
+        reason = f"no patient with more than {top} lesions, one of them malignant"
         return dict.fromkeys(("alone", "in_context", "difference"), null(reason))
     resampling = Resampling([str(p) for p in patients], samples=samples, seed=seed)
-    draws = {
-        name: resampling.draws(mean_of(np.array([answers[p] for p in patients])))
-        for name, answers in hits.items()
-    }
-    return {
-        **{name: estimate(values) for name, values in draws.items()},
-        "difference": estimate(draws["in_context"] - draws["alone"]),
-    }
+    return _beside(
+        {
+            name: resampling.draws(mean_of(np.array([own[p] for p in patients])))
+            for name, own in shares.items()
+        }
+    )
+
+
+def _beside(draws: dict[str, Draws]) -> dict[str, Estimate]:
+    figures = {name: estimate(values) for name, values in draws.items()}
+    if "in_context" not in draws:
+        return {**figures, **dict.fromkeys(("in_context", "difference"), null(NO_CONTEXT))}
+    return {**figures, "difference": estimate(draws["in_context"] - draws["alone"])}

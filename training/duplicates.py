@@ -4,7 +4,9 @@ A picture is compared as a grey square of 32 x 32, in all eight orientations, by
 its pixels: the same photograph stays above 0.99 when it is compressed, resized or turned again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from training.data import Squares, in_order
 FloatArray = npt.NDArray[np.float32]
 SIDE = 32
 LIKE = 0.99
+LISTED = 20
 # Correlations held at once.
 CHUNK = 8_000_000
 
@@ -67,6 +70,28 @@ def find_near_duplicates(
             if correlation >= like:
                 found.append(NearDuplicate(i, int(place), min(1.0, correlation)))
     return sorted(found, key=lambda pair: -pair.correlation)
+
+
+def describe_near_duplicates(
+    found: Sequence[NearDuplicate], queries: Sequence[str], references: Sequence[str], split: str
+) -> dict[str, Any]:
+    """Return how many pairs were found and the likest by name, ready for JSON.
+
+    Args:
+        found: the likest first, of the default correlation or more.
+        queries: N image ids.
+        references: R image ids.
+        split: the references'.
+    """
+    likest = [
+        {
+            "image": queries[pair.query],
+            f"{split}_image": references[pair.reference],
+            "correlation": round(pair.correlation, 4),
+        }
+        for pair in found[:LISTED]
+    ]
+    return {"correlation_at_least": LIKE, "images": len(found), "likest": likest}
 
 
 def _orientations(pictures: FloatArray) -> list[FloatArray]:

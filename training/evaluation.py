@@ -36,8 +36,9 @@ from training.conditions import (
     neighbours_records,
 )
 from training.data import Rows, Squares, load_rows
+from training.duplicates import describe_near_duplicates, find_near_duplicates, thumbnails
 from training.encoders import TorchEncoders
-from training.extrapolation_study import guess_accuracy, study
+from training.extrapolation_study import believing, guess_accuracy, study
 from training.features import embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
 from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
@@ -54,6 +55,8 @@ FloatArray = npt.NDArray[np.float32]
 SEED = 0
 HIDDEN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHOWN_HARMS = 12
+# The train split is compared where frozen features learn from it.
+HELD_OUT = ("val", "cal")
 NO_CATALOGUE = "no catalogue"
 NO_FIELDS = "the cohort has no metadata field that the model reads"
 DIFFERENCES = (("given", "image"), ("given", "metadata"), ("extrapolated", "image"))
@@ -246,8 +249,9 @@ class Judging:
             "missingness": self._missingness(embeddings, asking.reference),
             "patients": self._patients(embeddings),
             "frozen": frozen.figures if isinstance(frozen, Frozen) else null(frozen),
+            "near_duplicates": self._find_near_duplicates(squares),
         }
-        pages = self._pages(frozen, squares, judged, guessed)
+        pages = self._pages(frozen, squares, embeddings, judged, guessed)
         return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers, pages)
 
     def _guess(self, embeddings: FloatArray, path: Path | None) -> Guessed | None:
@@ -380,30 +384,62 @@ class Judging:
     def _patients(self, embeddings: FloatArray) -> dict[str, Any]:
         if not self.cohort.has_patients:
             return null("the cohort has no patient ids")
-        if not self.fitted.encoders.has_context:
-            return null("the model has no context model")
+        if not self.fitted.malignant.any():
+            return null("the model has no malignant label")
         if not (self.rows.malignant >= 0).any():
             return null("the cohort does not say which lesions are malignant")
         table = lesion_table(self.fitted, self.rows, embeddings, self.accepted.records)
-        return judge_company(self.fitted, table, samples=SAMPLES, seed=SEED)
+        return judge_company(self.fitted.encoders, table, samples=SAMPLES, seed=SEED)
+
+    def _find_near_duplicates(self, squares: Squares) -> dict[str, Any]:
+        """Return by split of other groups which evaluated pictures it shows too."""
+        shown, own = thumbnails(squares), set(self.rows.group_id)
+        found: dict[str, Any] = {}
+        for number, split in enumerate(HELD_OUT, 1):
+            rows = load_rows(self.cohort, [split], self.fitted.labels)
+            rows = rows.take(np.array([g not in own for g in rows.group_id], np.bool_))
+            if len(rows):
+                known = thumbnails(Squares(self.cohort, rows, self.fitted.image_input))
+                found[split] = describe_near_duplicates(
+                    find_near_duplicates(shown, known), self.rows.image_id, rows.image_id, split
+                )
+            self.report("near duplicates", number, len(HELD_OUT))
+        return found
 
     def _pages(
-        self, frozen: Frozen | str, squares: Squares, judged: Judged, guessed: Guessed | None
+        self,
+        frozen: Frozen | str,
+        squares: Squares,
+        embeddings: FloatArray,
+        judged: Judged,
+        guessed: Guessed | None,
     ) -> dict[str, Figure]:
         """Return the pages of pictures that there is something to show on, by file name."""
         pages: dict[str, Figure] = {}
         if isinstance(frozen, Frozen):
             pages |= frozen_pages(frozen, self.cohort, self.rows, squares, self.fitted.labels)
         if guessed is not None:
-            worst = worst_harms(judged.answers, self.truth, count=SHOWN_HARMS)
-            if len(worst):
-                pages["harm.png"] = harm_page(
-                    worst, squares, judged.answers, guessed.records, self.truth
-                )
+            pages |= self._harms(squares, embeddings, judged.answers["image"], guessed.records)
         if isinstance(self.fitted.encoders, TorchEncoders):
             page = attention_page(self.fitted.encoders.towers.image, squares, self.rows)
             pages["attention.png"] = page
         return pages
+
+    def _harms(
+        self, squares: Squares, embeddings: FloatArray, image: Answers, guessed: list[Record]
+    ) -> dict[str, Figure]:
+        """Return the page of what neighbours' metadata does wrong, none where it does nothing so.
+
+        It is taken as if given: at the weight that is served, often 0, there may be no harm to see.
+        """
+        believed = answer(believing(self.fitted), embeddings, guessed, "extrapolated")
+        answers = {"image": image, "neighbours": believed}
+        worst = worst_harms(answers, self.truth, count=SHOWN_HARMS)
+        if not len(worst):
+            return {}
+        weight = self.fitted.calibration.extrapolation.weight
+        page = harm_page(worst, squares, answers, guessed, self.truth, weight=weight)
+        return {"harm.png": page}
 
     def _describe_fields(self) -> dict[str, Any]:
         return {

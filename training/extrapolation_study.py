@@ -17,8 +17,7 @@ from training.conditions import Answers, answer
 from training.features import FloatArray
 from training.fitted import FittedModel
 from training.harm import harm_and_help
-from training.metrics import expected_calibration_error
-from training.resampling import Draws, estimate
+from training.resampling import Draws, Estimate, calibration_error_of, estimate
 from training.scores import Labelled, Truth, label_draws, null
 
 
@@ -110,9 +109,9 @@ def _difference(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict
     }
 
 
-def _calibration_error(own: Answers, labelled: Labelled) -> dict[str, float]:
-    probabilities = own.probabilities[labelled.rows]
-    return {"value": expected_calibration_error(probabilities, labelled.label)}
+def _calibration_error(own: Answers, labelled: Labelled) -> Estimate:
+    error = calibration_error_of(own.probabilities[labelled.rows], labelled.label)
+    return estimate(labelled.resampling.draws(error))
 
 
 def guess_accuracy(

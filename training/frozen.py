@@ -16,7 +16,7 @@ from bundle.fields import Record
 from cohort.cohort import Cohort
 from training.conditions import accept_records
 from training.data import Rows, Squares, load_rows
-from training.duplicates import LIKE, NearDuplicate, find_near_duplicates, thumbnails
+from training.duplicates import describe_near_duplicates, find_near_duplicates, thumbnails
 from training.features import embed_rows, record_features
 from training.fitted import FittedModel
 from training.progress import StageReport
@@ -27,7 +27,6 @@ from training.task import Side, Task
 FloatArray = npt.NDArray[np.float32]
 # Memory for the train split's squares, which are looked at twice.
 KEEP_MIB = 2048
-LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ class FrozenFeatures:
             },
             "image": image.figures,
             "image and record": both.figures,
-            "near_duplicates": self._describe(found),
+            "near_duplicates": describe_near_duplicates(
+                found, self.rows.image_id, reference.image_id, "train"
+            ),
         }
         nearest = nearest_lesions(
             embeddings, self.rows.group_id, known, reference.group_id, reference.lesion_id
@@ -107,14 +108,3 @@ class FrozenFeatures:
         for values, said in zip((features.lesion, features.patient), present, strict=True):
             parts.append(directions(values * said[:, None], np.zeros_like(values[0])))
         return np.concatenate(parts, axis=1)
-
-    def _describe(self, found: Sequence[NearDuplicate]) -> dict[str, Any]:
-        names = [
-            {
-                "image": self.rows.image_id[pair.query],
-                "train_image": self.reference.image_id[pair.reference],
-                "correlation": round(pair.correlation, 4),
-            }
-            for pair in found[:LISTED]
-        ]
-        return {"correlation_at_least": LIKE, "images": len(found), "likest": names}

@@ -1,5 +1,6 @@
 """What metadata does to answers that the image alone gave: made right, or made wrong."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,20 +43,18 @@ def harm_and_help(answers: dict[str, Answers], truth: Truth) -> dict[str, Any]:
     }
 
 
-def worst_harms(answers: dict[str, Answers], truth: Truth, *, count: int) -> IntArray:
-    """Return the rows that extrapolated metadata made wrong, the largest fall of the truth first.
+def worst_harms(answers: Mapping[str, Answers], truth: Truth, *, count: int) -> IntArray:
+    """Return the rows that neighbours' metadata made wrong, the largest fall of the truth first.
 
     Args:
-        answers: of the N rows; `image` and `extrapolated` among them.
+        answers: of the N rows; `image` and `neighbours` among them.
         truth: what is known of the rows; some carry a label.
         count: rows, at most.
     """
     labelled = truth.labelled
     if isinstance(labelled, str):
         return np.zeros(0, np.int64)
-    before, after = (
-        answers[name].probabilities[labelled.rows] for name in ("image", "extrapolated")
-    )
+    before, after = (answers[name].probabilities[labelled.rows] for name in ("image", "neighbours"))
     was, is_now = (balanced_decision(p, truth.prior) == labelled.label for p in (before, after))
     own = np.arange(len(labelled.rows))
     fall = before[own, labelled.label] - after[own, labelled.label]

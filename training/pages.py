@@ -141,15 +141,19 @@ def harm_page(
     answers: Mapping[str, Answers],
     guessed: Sequence[Record],
     truth: Truth,
+    *,
+    weight: float,
 ) -> Figure:
-    """Return the pictures that extrapolated metadata made wrong, with what it said of them.
+    """Return the pictures that neighbours' metadata made wrong, with what it said of them.
 
     Args:
         rows: (M,) int64, which of the N.
         squares: the N pictures.
-        answers: of the N rows; `image` and `extrapolated` among them.
+        answers: of the N rows; `image` among them, and `neighbours`, whose metadata is taken as if
+            given.
         guessed: N records of neighbours' answers.
         truth: what is known of the rows.
+        weight: how far the model lets such metadata move a served answer.
     """
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
@@ -159,14 +163,18 @@ def harm_page(
         axes.set_axis_off()
     decided = {
         name: balanced_decision(answers[name].probabilities, truth.prior)
-        for name in ("image", "extrapolated")
+        for name in ("image", "neighbours")
     }
     for axes, i in zip(grid.flat, rows.tolist(), strict=False):
         axes.imshow(squares.read([i])[0])
-        before, after = (truth.labels[decided[name][i]] for name in ("image", "extrapolated"))
+        before, after = (truth.labels[decided[name][i]] for name in ("image", "neighbours"))
         said = ", ".join(f"{k} {_short(v)}" for k, v in guessed[i].items() if v is not None)
         axes.set_title(f"{before}, with guesses {after}\n{textwrap.fill(said, 44)}", fontsize=7)
-    figure.suptitle("Right by the image, wrong with extrapolated metadata", fontsize=10)
+    figure.suptitle(
+        "Right by the image, wrong with neighbours' metadata taken as if given\n"
+        f"(served answers move {weight:.0%} of the way there)",
+        fontsize=10,
+    )
     return figure
 
 

@@ -35,6 +35,7 @@ TITLES = {
     "conformal_coverage": "Conformal coverage",
     "conformal_set_size": "Conformal set size",
 }
+LABEL_TITLES = {**TITLES, "recall": "Recall", "auroc": "AUROC"}
 Metrics = Mapping[str, Any]
 Row = Sequence[str]
 
@@ -135,6 +136,7 @@ def markdown(metrics: Metrics) -> list[str]:
         *_metadata(metrics, mark),
         *_assessable(metrics["assessable"], mark),
         *_frozen(metrics["frozen"], mark),
+        *_near_duplicates(metrics),
     ]
 
 
@@ -183,19 +185,17 @@ def _labels(metrics: Metrics, mark: str | None) -> Iterator[str]:
     if "reason" in first:
         yield from ("", f"None: {first['reason']}.")
         return
-    header = ["", "images", *(f"{kind}, {k}" for k in present for kind in ("recall", "AUROC"))]
-    rows = [
-        [label, str(figures["images"]), *_label_cells(present.values(), label)]
-        for label, figures in first.items()
-    ]
-    yield from table(header, rows, mark)
-
-
-def _label_cells(conditions: Any, label: str) -> Iterator[str]:
-    for condition in conditions:
-        own = condition["labels"][label]
-        yield show(own["recall"])
-        yield show(own["auroc"])
+    for kinds in (("recall", "auroc"), ("conformal_coverage", "conformal_set_size")):
+        header = ["", "images", *(f"{LABEL_TITLES[kind]}, {k}" for k in present for kind in kinds)]
+        rows = [
+            [
+                label,
+                str(figures["images"]),
+                *(show(c["labels"][label][kind]) for c in present.values() for kind in kinds),
+            ]
+            for label, figures in first.items()
+        ]
+        yield from table(header, rows, mark)
 
 
 def _harm(harm: Metrics, mark: str | None) -> Iterator[str]:
@@ -235,14 +235,23 @@ def _patients(patients: Metrics, mark: str | None) -> Iterator[str]:
         return
     yield (
         f"{patients['lesions']} lesions ({patients['lesions_malignant']} malignant) of "
-        f"{patients['patients']} patients, metadata given. In the top: "
-        f"{patients['patients_judged']} patients with {patients['least_lesions']} lesions or more "
-        "and a malignant one; the share whose malignant lesion is among the first."
+        f"{patients['patients']} patients, metadata given. Sensitivity in the top k: the "
+        "share of a patient's malignant lesions among the patient's k highest scores, mean over "
+        "the patients with a malignant lesion and more than k lesions; ties count against it. With "
+        "15 it is the secondary metric of the ISIC 2024 challenge."
     )
-    names = [k for k in patients if k.startswith("malignant_")]
     columns = ("alone", "in_context", "difference")
-    rows = [[k.replace("_", " "), *(show(patients[k][c]) for c in columns)] for k in names]
-    yield from table(["", "lesion alone", "in context", "difference"], rows, mark)
+    rows = [
+        [name.replace("_", " "), str(f.get("patients", "")), *(show(f[c]) for c in columns)]
+        for name, f in patients.items()
+        if isinstance(f, Mapping)
+    ]
+    yield from table(["", "patients", "lesion alone", "in context", "difference"], rows, mark)
+    count = show(patients["malignant_auroc"]["lesion_count"])
+    yield from (
+        "",
+        f"Malignant AUROC by how few lesions the patient has, and nothing else: {count}.",
+    )
 
 
 def _against(against: Metrics, mark: str | None) -> Iterator[str]:
@@ -363,7 +372,7 @@ def _frozen(frozen: Metrics, mark: str | None) -> Iterator[str]:
     if "reason" in frozen:
         yield f"None: {frozen['reason']}."
         return
-    reference, found = frozen["reference"], frozen["near_duplicates"]
+    reference = frozen["reference"]
     yield (
         f"Frozen features; what is learned from is the cohort's {reference['split']} split, "
         f"{reference['images']} images of {reference['lesions']} lesions."
@@ -374,12 +383,22 @@ def _frozen(frozen: Metrics, mark: str | None) -> Iterator[str]:
     else:
         yield from table(["", *sides], list(_frozen_rows(sides)), mark)
         yield from (f"- {k.replace('_', ' ')}: {v}." for k, v in frozen["meaning"].items())
-    yield (
-        f"- Near duplicates: {found['images']} of these images show, to a correlation of "
-        f"{found['correlation_at_least']} or more, what a {reference['split']} image shows."
-    )
-    for pair in found["likest"]:
-        yield f"  - {pair['image']} and {pair['train_image']}: {pair['correlation']:.3f}"
+
+
+def _near_duplicates(metrics: Metrics) -> Iterator[str]:
+    yield from ("", "## Near duplicates", "")
+    frozen = metrics["frozen"]
+    of_train = {} if "reason" in frozen else {"train": frozen["near_duplicates"]}
+    by_split = of_train | metrics["near_duplicates"]
+    if not by_split:
+        yield "None: the cohort has no train, val or cal split beside the evaluated images."
+    for split, found in by_split.items():
+        yield (
+            f"- {found['images']} of these images show, to a correlation of "
+            f"{found['correlation_at_least']} or more, what a {split} image shows."
+        )
+        for pair in found["likest"]:
+            yield f"  - {pair['image']} and {pair[f'{split}_image']}: {pair['correlation']:.3f}"
 
 
 def _frozen_rows(sides: Mapping[str, Metrics]) -> Iterator[Row]:

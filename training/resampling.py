@@ -14,12 +14,14 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-# (S, N) weights to (S,) values, NaN where the value is not defined.
+# (S, N) weights to (S,) values, or (S, C) of C labels, NaN where the value is not defined.
 Weights = npt.NDArray[np.float64]
 Draws = npt.NDArray[np.float64]
 Statistic = Callable[[Weights], Draws]
 
 SAMPLES = 1000
+# Of the calibration error.
+BINS = 15
 # Below this share of resamples with a value there is no interval.
 DEFINED = 0.95
 CHUNK = 2_000_000
@@ -46,7 +48,7 @@ class Resampling:
         self.counts = np.stack([np.ones(count, np.int64), *drawn]).astype(np.int32)
 
     def draws(self, statistic: Statistic) -> Draws:
-        """Return (1 + samples,) values: of all rows, then of each resample."""
+        """Return (1 + samples, ...) values: of all rows, then of each resample."""
         step = max(1, CHUNK // len(self.row_group))
         parts = [
             statistic(self.counts[start : start + step][:, self.row_group].astype(np.float64))
@@ -66,7 +68,7 @@ def estimate(draws: Draws, reason: str = "the rows hold only one side") -> Estim
         return {"value": None, "reason": reason}
     known = draws[1:][~np.isnan(draws[1:])]
     if len(known) < DEFINED * len(draws[1:]):
-        why = "no interval: too many resamples hold only one side"
+        why = "no interval: too many resamples give no value"
         return {"value": float(draws[0]), "low": None, "high": None, "reason": why}
     low, high = np.quantile(known, [0.025, 0.975])
     return {"value": float(draws[0]), "low": float(low), "high": float(high)}
@@ -154,6 +156,61 @@ def partial_auroc_of(positive: BoolArray, score: npt.NDArray[Any], *, above: flo
     return statistic
 
 
+def sensitivity_of(
+    positive: BoolArray, score: npt.NDArray[Any], *, specificity: float
+) -> Statistic:
+    """Return the weighted largest sensitivity of a threshold that keeps a specificity.
+
+    The threshold is chosen anew under each weighting.
+
+    Args:
+        positive: (N,) bool.
+        score: (N,) numbers; equal ones share a threshold.
+        specificity: the least weighted share of negatives below the threshold.
+    """
+
+    def statistic(weights: Weights) -> Draws:
+        yes, no = _cumulated(positive, score, weights)
+        negatives = no[:, -1:]
+        kept = negatives - no >= specificity * negatives
+        found = _ratio(np.where(kept, yes, 0).max(1), yes[:, -1])
+        return np.where(no[:, -1] > 0, found, np.nan)
+
+    return statistic
+
+
+def calibration_error_of(probabilities: npt.NDArray[Any], label: IntArray) -> Statistic:
+    """Return the weighted mean gap between confidence and accuracy over 15 equally filled bins.
+
+    Rows are ordered by confidence, equal ones as they come; a row of weight 2 counts as two rows,
+    which may lie in two bins.
+
+    Args:
+        probabilities: (N, C) numbers.
+        label: (N,) int64.
+    """
+    confidence = probabilities.max(1)
+    order = np.argsort(confidence, kind="stable")
+    gap = confidence.astype(np.float64) - (probabilities.argmax(1) == label)
+
+    def statistic(weights: Weights) -> Draws:
+        weighed = weights[:, order]
+        none = np.zeros((len(weights), 1))
+        counted = np.concatenate([none, weighed.cumsum(1)], axis=1)
+        summed = np.concatenate([none, (weighed * gap[order]).cumsum(1)], axis=1)
+        # Equal parts, the first ones a row larger, as `numpy.array_split` cuts.
+        size, rest = np.divmod(counted[:, -1:], BINS)
+        bins = np.arange(BINS + 1)
+        edges = bins * size + np.minimum(bins, rest)
+        # Equal rows stand together: between two rows the sum grows in proportion to the weight.
+        at_edges = np.stack(
+            [np.interp(*curve) for curve in zip(edges, counted, summed, strict=True)]
+        )
+        return _ratio(np.abs(np.diff(at_edges, axis=1)).sum(1), counted[:, -1])
+
+    return statistic
+
+
 def mean_of(values: npt.NDArray[Any]) -> Statistic:
     """Return the weighted mean of (N,) values."""
     numbers = values.astype(np.float64)
@@ -176,14 +233,28 @@ def mean_by_label_of(label: IntArray, values: npt.NDArray[Any]) -> Statistic:
         label: (N,) int64.
         values: (N,) numbers.
     """
-    numbers = values.astype(np.float64)
+    known, number = np.unique(label, return_inverse=True)
+    means = means_by_label_of(number, values, count=len(known))
 
     def statistic(weights: Weights) -> Draws:
-        means = []
-        for known in np.unique(label):
-            own = weights[:, label == known]
-            means.append(_ratio(own @ numbers[label == known], own.sum(1)))
-        return mean_of_known(means)
+        return mean_of_known(list(means(weights).T))
+
+    return statistic
+
+
+def means_by_label_of(label: IntArray, values: npt.NDArray[Any], *, count: int) -> Statistic:
+    """Return (S, C) weighted means over each label's rows, NaN where a resample holds none.
+
+    Args:
+        label: (N,) int64, 0 to C - 1.
+        values: (N,) numbers.
+        count: C.
+    """
+    own = np.eye(count)[label]
+    numbers = own * values.astype(np.float64)[:, None]
+
+    def statistic(weights: Weights) -> Draws:
+        return _ratio(weights @ numbers, weights @ own)
 
     return statistic
 
@@ -196,4 +267,4 @@ def mean_of_known(parts: Sequence[Draws]) -> Draws:
 
 
 def _ratio(above: Draws, below: Draws) -> Draws:
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_curve
 
 from bundle.calibration import Calibration
 from training.conditions import Answers
-from training.metrics import balanced_decision, expected_calibration_error
+from training.metrics import balanced_decision
 from training.resampling import (
     Draws,
     Estimate,
@@ -18,10 +17,13 @@ from training.resampling import (
     auroc_of,
     average_precision_of,
     balanced_accuracy_of,
+    calibration_error_of,
     estimate,
     mean_of,
     mean_of_known,
+    means_by_label_of,
     partial_auroc_of,
+    sensitivity_of,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,6 +34,11 @@ MELANOMA_NAMES = frozenset({"mel", "melanoma"})
 AKIEC = "akiec"
 SPECIFICITY = 0.95
 SENSITIVITY = 0.8
+RARE = (
+    "malignant_auprc",
+    "malignant_pauc_above_80_sensitivity",
+    "sensitivity_at_95_specificity",
+)
 COMPARED = ("balanced_accuracy", "macro_auroc", "malignant_auroc", "melanoma_auroc")
 
 MEANING = {
@@ -47,8 +54,10 @@ MEANING = {
     "it is the share of malignant images",
     "malignant_pauc_above_80_sensitivity": "area of the ROC curve of malignancy above 80 % "
     "sensitivity, from 0 to 0.2 (the ISIC 2024 challenge's metric)",
-    "sensitivity_at_95_specificity": "malignancy; the threshold is chosen on these images",
-    "expected_calibration_error": "15 equally filled bins of the largest probability",
+    "sensitivity_at_95_specificity": "malignancy; the threshold is chosen on these images, anew in "
+    "each resample",
+    "expected_calibration_error": "15 equally filled bins of the largest probability, filled anew "
+    "in each resample, which makes the error larger: the value may lie low in its interval",
     "brier": "mean squared distance from the probabilities to the true label",
     "conformal_coverage": "share of images whose prediction set holds the true label",
     "conformal_set_size": "mean number of labels in the prediction set",
@@ -221,7 +230,6 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
         draws[name] = question.draws(probabilities)
         figures[name] = estimate(draws[name])
     figures |= _rare_figures(truth, probabilities)
-    figures["sensitivity_at_95_specificity"] = _sensitivity(truth, probabilities)
     if isinstance(truth.labelled, str):
         reason = null(truth.labelled)
         names = [n for n in MEANING if n not in figures and n != "malignant_auroc_without_akiec"]
@@ -233,22 +241,24 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
     draws |= _quality_draws(own, truth.labelled, sets)
     draws["macro_auroc"] = _macro(aurocs)
     figures |= {name: estimate(values) for name, values in draws.items()}
-    error = expected_calibration_error(own, truth.labelled.label)
-    figures["expected_calibration_error"] = {"value": error}
-    return Scored(draws, {**figures, "labels": _per_label(own, truth, truth.labelled, aurocs)})
+    labels = _per_label(own, truth, truth.labelled, sets, aurocs)
+    return Scored(draws, {**figures, "labels": labels})
 
 
 def _rare_figures(truth: Truth, probabilities: FloatArray) -> dict[str, Estimate]:
     """Return the figures of malignancy that mean something where it is rare."""
     question = truth.questions["malignant_auroc"]
-    names = ("malignant_auprc", "malignant_pauc_above_80_sensitivity")
     if isinstance(question, str):
-        return dict.fromkeys(names, null(question))
+        return dict.fromkeys(RARE, null(question))
     asked = question.positive, question.score(probabilities)
-    statistics = (average_precision_of(*asked), partial_auroc_of(*asked, above=SENSITIVITY))
+    statistics = (
+        average_precision_of(*asked),
+        partial_auroc_of(*asked, above=SENSITIVITY),
+        sensitivity_of(*asked, specificity=SPECIFICITY),
+    )
     return {
         name: estimate(question.resampling.draws(statistic))
-        for name, statistic in zip(names, statistics, strict=True)
+        for name, statistic in zip(RARE, statistics, strict=True)
     }
 
 
@@ -312,39 +322,42 @@ def _macro(aurocs: dict[int, Draws]) -> Draws:
 
 def _quality_draws(own: FloatArray, labelled: Labelled, sets: BoolArray) -> dict[str, Draws]:
     truth = np.eye(own.shape[1], dtype=np.float32)[labelled.label]
-    values = {
-        "brier": ((own - truth) ** 2).sum(1),
-        "conformal_coverage": sets[np.arange(len(own)), labelled.label],
+    statistics = {
+        "expected_calibration_error": calibration_error_of(own, labelled.label),
+        "brier": mean_of(((own - truth) ** 2).sum(1)),
+        **{k: mean_of(v) for k, v in _of_sets(labelled, sets).items()},
+    }
+    return {k: labelled.resampling.draws(statistic) for k, statistic in statistics.items()}
+
+
+def _of_sets(labelled: Labelled, sets: BoolArray) -> dict[str, npt.NDArray[Any]]:
+    """Return (M,) values of the labelled rows' (M, C) prediction sets, by metric."""
+    return {
+        "conformal_coverage": sets[np.arange(len(sets)), labelled.label],
         "conformal_set_size": sets.sum(1),
     }
-    return {k: labelled.resampling.draws(mean_of(v)) for k, v in values.items()}
 
 
 def _per_label(
-    own: FloatArray, truth: Truth, labelled: Labelled, aurocs: dict[int, Draws]
+    own: FloatArray, truth: Truth, labelled: Labelled, sets: BoolArray, aurocs: dict[int, Draws]
 ) -> dict[str, Any]:
-    decided = balanced_decision(own, truth.prior)
+    right = balanced_decision(own, truth.prior) == labelled.label
+    count = len(truth.labels)
+    draws = {
+        name: labelled.resampling.draws(means_by_label_of(labelled.label, values, count=count))
+        for name, values in {"recall": right, **_of_sets(labelled, sets)}.items()
+    }
+    absent = "no image carries this label"
     figures: dict[str, Any] = {}
     for number, name in enumerate(truth.labels):
         mine = labelled.label == number
-        absent = null("no image carries this label")
         figures[name] = {
             "images": int(mine.sum()),
-            "recalled": int((decided[mine] == number).sum()),
-            "recall": {"value": float((decided[mine] == number).mean())} if mine.any() else absent,
-            "auroc": estimate(aurocs[number]) if number in aurocs else absent,
+            "recalled": int(right[mine].sum()),
+            **{k: estimate(values[:, number], absent) for k, values in draws.items()},
+            "auroc": estimate(aurocs[number]) if number in aurocs else null(absent),
         }
     return figures
-
-
-def _sensitivity(truth: Truth, probabilities: FloatArray) -> Estimate:
-    question = truth.questions["malignant_auroc"]
-    if isinstance(question, str):
-        return null(question)
-    if question.positive.all() or not question.positive.any():
-        return null("the rows hold only one side")
-    fall_out, sensitivity, _ = roc_curve(question.positive, question.score(probabilities))
-    return {"value": float(sensitivity[fall_out <= 1 - SPECIFICITY].max())}
 
 
 def compare(first: Mapping[str, Draws], second: Mapping[str, Draws]) -> dict[str, Any]:

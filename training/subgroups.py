@@ -15,7 +15,7 @@ from training.resampling import Resampling, auroc_of, balanced_accuracy_of, esti
 from training.scores import Raw, Truth, null
 
 BoolArray = npt.NDArray[np.bool_]
-FIELDS = ("sex", "age_years", "anatom_site", "fitzpatrick_skin_type")
+FIELDS = ("sex", "age_years", "anatom_site", "fitzpatrick_skin_type", "skin_tone_class")
 # By name, the age that it ends below.
 AGE_BANDS = {"0 to 29": 30, "30 to 49": 50, "50 to 69": 70, "70 and over": math.inf}
 # With fewer images an interval says nothing.

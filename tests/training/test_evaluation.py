@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tests.fakes import (
     SCHEMA,
     FakeEncoders,
     draw_image,
+    make_calibration,
     make_lesion,
     manifest_content,
     write_bundle,
@@ -40,10 +42,18 @@ from tests.fakes import (
 )
 from tests.training.slow_figures import auroc, balanced_accuracy, group_bootstrap, macro_auroc
 from training.anchor import read_anchor
-from training.conditions import absent, accept_records, answer, compare_fields, hide_values
-from training.data import load_rows
+from training.conditions import (
+    Answers,
+    absent,
+    accept_records,
+    answer,
+    compare_fields,
+    hide_values,
+)
+from training.data import Squares, load_rows
 from training.evaluation import evaluate
 from training.fitted import open_fitted
+from training.pages import harm_page
 from training.plots import reliability
 from training.report import show
 from training.resampling import (
@@ -53,13 +63,14 @@ from training.resampling import (
     estimate,
     mean_of,
     mean_of_known,
+    means_by_label_of,
 )
 from training.run import SEEN, write_seen
 from training.run import SeenGroups as SeenList
 from training.scores import Raw, find_truth, headline
 
 PATIENTS = 8
-LESIONS = 15
+LESIONS = 19
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -112,7 +123,8 @@ def make_cohort(out: Path, images: list[LesionImage] | None = None, **changes: A
 def make_bundle(out: Path, *, shown: set[str] | None = None, **changes: Any) -> Path:
     """Write a bundle that says which groups it was shown."""
     draft = out.with_name(out.name + ".draft")
-    overrides = {k: v for k, v in changes.items() if k not in ("context", "novelty")}
+    parts = ("context", "novelty", "calibration")
+    overrides = {k: v for k, v in changes.items() if k not in parts}
     write_bundle(draft, **changes)
     shutil.copytree(draft, out, ignore=shutil.ignore_patterns(MANIFEST))
     write_seen(out / SEEN, (SeenList.of({"someone else"} if shown is None else shown),))
@@ -239,6 +251,21 @@ def test_intervals_are_those_of_the_bootstrap_one_sample_at_a_time() -> None:
         groups, lambda rows: macro_auroc(label[rows], chances[rows]) or np.nan, samples=60, seed=5
     )
     assert tuple(estimate(macro).values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_every_labels_interval_is_that_of_its_rows_one_sample_at_a_time() -> None:
+    label, chances, groups = noisy(4)
+    resampling = Resampling(groups, samples=60, seed=5)
+    draws = resampling.draws(means_by_label_of(label, chances[:, 0], count=4))
+    assert draws.shape == (61, 4)
+
+    def slow(k: int, rows: npt.NDArray[np.int64]) -> float:
+        return float(chances[rows[label[rows] == k], 0].astype(np.float64).mean())
+
+    for k in range(3):
+        expected = group_bootstrap(groups, partial(slow, k), samples=60, seed=5)
+        assert tuple(estimate(draws[:, k]).values()) == pytest.approx(expected, abs=1e-9)
+    assert estimate(draws[:, 3], "no image") == {"value": None, "reason": "no image"}
 
 
 def test_a_difference_is_paired_over_the_same_resamples() -> None:
@@ -370,8 +397,19 @@ def test_a_condition_shows_the_model_what_its_name_says(
     assert figures["conformal_coverage"]["value"] == pytest.approx(
         inside[np.arange(len(label)), label].mean()
     )
-    assert figures["labels"]["mel"]["images"] == PATIENTS // 2
-    assert figures["labels"]["mel"]["recalled"] == (decided[label == 1] == 1).sum()
+    error = figures["expected_calibration_error"]
+    assert 0 < error["low"] < error["high"]
+    for number, own in enumerate(figures["labels"].values()):
+        mine = label == number
+        assert own["images"] == mine.sum()
+        assert own["recalled"] == (decided[mine] == number).sum()
+        for metric, expected_value in (
+            ("recall", (decided[mine] == number).mean()),
+            ("conformal_coverage", inside[mine, number].mean()),
+            ("conformal_set_size", inside[mine].sum(1).mean()),
+        ):
+            assert own[metric]["value"] == pytest.approx(expected_value)
+            assert own[metric]["low"] <= own[metric]["value"] <= own[metric]["high"]
 
 
 def test_differences_are_those_of_the_figures(made: tuple[dict[str, Any], Path]) -> None:
@@ -400,7 +438,8 @@ def test_pseudo_metadata_stands_beside_the_neighbours(made: tuple[dict[str, Any]
         if name in metrics["conditions"]:
             own = metrics["conditions"][name]
             assert figures["macro_auroc"] == own["macro_auroc"]
-            assert figures["expected_calibration_error"] == own["expected_calibration_error"]
+            error = own["expected_calibration_error"]["value"]
+            assert figures["expected_calibration_error"]["value"] == pytest.approx(error)
     report = (out / "report.md").read_text()
     assert "| marginal |" in report
 
@@ -444,7 +483,10 @@ def test_neighbours_of_the_own_patient_have_no_voice(
 
 def test_the_comparison_is_over_the_shared_images(made: tuple[dict[str, Any], Path]) -> None:
     against = made[0]["against"]
-    assert (against["images"], against["images_without_answer"]) == (PATIENTS * 16 - 2, 2)
+    assert (against["images"], against["images_without_answer"]) == (
+        PATIENTS * (LESIONS + 1) - 2,
+        2,
+    )
     assert {figure["value"] for figure in against["other"].values()} == {1}
     assert set(against["other"]) >= {"malignant_auroc", "melanoma_auroc"}
     assert set(against["difference"]) == {"image", "metadata", "given", "extrapolated"}
@@ -452,18 +494,40 @@ def test_the_comparison_is_over_the_shared_images(made: tuple[dict[str, Any], Pa
         assert all(figure["value"] <= 0 for figure in difference.values())
 
 
+def given_malignancy(cohort: Cohort) -> dict[str, dict[str, float]]:
+    """Return by patient and lesion the malignancy, of two pictures that of their mean logits."""
+    chances, table = fake_probabilities(cohort, image=True, record=True), cohort.table()
+    logits: dict[str, dict[str, list[FloatArray]]] = {}
+    for patient, lesion, own in zip(
+        table["patient_id"].to_pylist(), table["lesion_id"].to_pylist(), chances, strict=True
+    ):
+        logits.setdefault(patient, {}).setdefault(lesion, []).append(np.log(own))
+    return {
+        patient: {k: float(softmax(np.mean([v], axis=1))[0, 1:].sum()) for k, v in lesions.items()}
+        for patient, lesions in logits.items()
+    }
+
+
 def test_the_malignant_lesion_is_sought_among_its_patients_others(
-    made: tuple[dict[str, Any], Path],
+    made: tuple[dict[str, Any], Path], colours: Cohort
 ) -> None:
     patients = made[0]["patients"]
     assert patients["lesions"] == PATIENTS * LESIONS
-    assert patients["patients_judged"] == PATIENTS
-    tops = [patients[f"malignant_in_top_{top}"] for top in (1, 3, 15)]
-    for top in tops:
-        gap = top["in_context"]["value"] - top["alone"]["value"]
-        assert top["difference"]["value"] == pytest.approx(gap)
-    assert [t["alone"]["value"] for t in tops] == sorted(t["alone"]["value"] for t in tops)
-    assert tops[2]["in_context"]["value"] == 1
+    places = []
+    for patient, own in given_malignancy(colours).items():
+        # The one malignant lesion is the last.
+        malignant = own.pop(f"{patient.replace('p', 'l')}-{LESIONS - 1}")
+        places.append(sum(score >= malignant for score in own.values()))
+    assert 0 < places.count(0) < PATIENTS
+    for top in (1, 3, 15):
+        found = patients[f"sensitivity_in_top_{top}"]
+        assert found["patients"] == PATIENTS
+        assert found["alone"]["value"] == np.mean([place < top for place in places])
+        gap = found["in_context"]["value"] - found["alone"]["value"]
+        assert found["difference"]["value"] == pytest.approx(gap)
+    text = (made[1] / "report.md").read_text()
+    value = show(patients["sensitivity_in_top_15"]["alone"])
+    assert f"| sensitivity in top 15 | {PATIENTS} | {value} |" in text
 
 
 def test_all_metadata_hidden_is_the_image_alone(made: tuple[dict[str, Any], Path]) -> None:
@@ -488,6 +552,9 @@ def test_the_folder_holds_the_figures_the_report_and_the_predictions(
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     value = metrics["conditions"]["given"]["macro_auroc"]
     assert f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})" in report
+    by_label = report.split("## By label")[1].split("## By subgroup")[0]
+    assert "Conformal coverage, given | Conformal set size, given" in by_label
+    assert f" | {show(metrics['conditions']['given']['labels']['mel']['recall'])} | " in by_label
     with (out / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name, record in (("image", False), ("given", True)):
@@ -506,7 +573,9 @@ def test_groups_that_training_saw_are_refused_unless_allowed(
     assert not (tmp_path / "out").exists()
     got = evaluate(bundle, colours, tmp_path / "out", splits=("all",), allow_seen=True)
     assert got["seen"] == {"groups": 2, "mark": "includes groups seen in training"}
-    assert got["patients"]["reason"] == "the model has no context model"
+    alone = got["patients"]["sensitivity_in_top_15"]
+    assert alone["alone"]["value"] is not None
+    assert alone["in_context"]["reason"] == "the model has no context model"
     assert got["assessable"]["novelty"]["value"] is None
     report = (tmp_path / "out" / "report.md").read_text()
     tables = sum(line.startswith("| --- |") for line in report.splitlines())
@@ -689,7 +758,8 @@ def test_a_fitted_run_is_evaluated_like_a_bundle(
     assert got["model"]["kind"] == "run"
     assert got["conditions"]["given"]["macro_auroc"]["value"] is not None
     assert got["conditions"]["extrapolated"] == {"value": None, "reason": "no catalogue"}
-    assert got["patients"]["malignant_in_top_3"]["alone"]["reason"].startswith("no patient with 15")
+    reason = got["patients"]["sensitivity_in_top_15"]["alone"]["reason"]
+    assert reason.startswith("no patient with more than 15")
     assert {"embed", "score"} <= stages
     frozen = got["frozen"]
     assert frozen["reference"]["images"] == len(load_rows(cohort, ["train"], ()))
@@ -721,6 +791,79 @@ def test_pictures_that_train_holds_too_are_named(tmp_path: Path, bundle: Path) -
     for pair in got["near_duplicates"]["likest"]:
         assert pair["image"] == f"again {pair['train_image']}"
         assert pair["correlation"] == 1
+
+
+def test_pictures_that_val_or_cal_holds_too_are_named_by_split(
+    tmp_path: Path, bundle: Path
+) -> None:
+    first = list(coloured())[: LESIONS + 1]
+    copies = [
+        replace(i, image_id=f"{g} {i.image_id}", lesion_id=f"{g} {i.lesion_id}", patient_id=g)
+        for g, count in (("v", 3), ("c", 5))
+        for i in first[:count]
+    ]
+    both = make_cohort(tmp_path / "cohort", [*first, *copies])
+    cohort = both.with_splits({"p0": "test", "v": "val", "c": "cal"})
+    got = evaluate(bundle, cohort, tmp_path / "out")["near_duplicates"]
+    assert {split: found["images"] for split, found in got.items()} == {"val": 3, "cal": 5}
+    pair = got["val"]["likest"][0]
+    assert (pair["val_image"], pair["correlation"]) == (f"v {pair['image']}", 1)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "- 3 of these images show, to a correlation of 0.99 or more, what a val image" in report
+    assert f"  - {pair['image']} and {pair['val_image']}: 1.000" in report
+    # Where a split is evaluated itself, its own groups are no others.
+    whole = evaluate(bundle, cohort, tmp_path / "whole", splits=("test", "val"))
+    assert {split: found["images"] for split, found in whole["near_duplicates"].items()} == {
+        "cal": 8
+    }
+    every = evaluate(bundle, cohort, tmp_path / "every", splits=("all",))
+    assert every["near_duplicates"] == {}
+    assert "no train, val or cal split" in (tmp_path / "every" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_harm_by_neighbours_is_shown_whatever_weight_guesses_are_served_at(
+    tmp_path: Path, colours: Cohort, weight: float
+) -> None:
+    calibration = make_calibration(extrapolation={"weight": weight})
+    bundle = make_bundle(tmp_path / "bundle", calibration=calibration)
+    bundle_id = json.loads((bundle / MANIFEST).read_text())["bundle_id"]
+    # What looks like a naevus is large at all strangers: taken as given, it is a melanoma.
+    lesions = [
+        make_lesion(f"s{n}", RED, seed=900 + n, record={"diameter_mm": 30}) for n in range(9)
+    ]
+    write_catalogue(tmp_path / "catalogue", lesions, bundle_id=bundle_id).close()
+    out = tmp_path / "out"
+    got = evaluate(bundle, colours, out, splits=("all",), catalogue=tmp_path / "catalogue")
+    harmed = got["harm"]["extrapolated"]["harmed"]["value"]
+    assert harmed > 0.5 if weight else harmed == 0
+    assert (out / "harm.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_harms_says_that_guesses_are_taken_as_given(colours: Cohort) -> None:
+    rows = load_rows(colours, ["train", "val", "cal", "test"], LABELS)
+    count = len(rows)
+    answers = {
+        name: Answers(np.tile(np.eye(3, dtype=np.float32)[k], (count, 1)), np.full(count, "x"))
+        for k, name in enumerate(("image", "neighbours"))
+    }
+    truth = find_truth(
+        Raw(["nv"] * count, np.zeros(count, np.int64), rows.group_id),
+        own=LABELS,
+        labels=LABELS,
+        malignant=np.array([False, True, True]),
+        prior=np.full(3, 1 / 3, np.float32),
+        samples=5,
+        seed=0,
+    )
+    guessed: list[Record] = [{"diameter_mm": 30.0}] * count
+    squares = Squares(colours, rows, IMAGE_INPUT)
+    page = harm_page(np.array([4, 2]), squares, answers, guessed, truth, weight=0.0)
+    assert page.get_suptitle() == (
+        "Right by the image, wrong with neighbours' metadata taken as if given\n"
+        "(served answers move 0% of the way there)"
+    )
+    assert [axes.get_title() for axes in page.axes] == ["nv, with guesses mel\ndiameter_mm 30"] * 2
 
 
 def test_a_folder_that_is_no_fitted_model_is_refused(

@@ -57,7 +57,7 @@ def test_the_worst_harm_comes_first_and_help_is_none() -> None:
     )
     both = {
         "image": answers([0.9, 0.6, 0.9, 0.9, 0.2]),
-        "extrapolated": answers([0.4, 0.4, 0.1, 0.8, 0.9]),
+        "neighbours": answers([0.4, 0.4, 0.1, 0.8, 0.9]),
     }
     assert worst_harms(both, truth, count=5).tolist() == [0, 1]
     assert worst_harms(both, truth, count=1).tolist() == [0]

@@ -78,6 +78,16 @@ def test_every_subgroup_has_its_own_rows_figures(calibration: Calibration) -> No
             assert figures[condition]["conformal_coverage"]["value"] == pytest.approx(covered)
 
 
+@pytest.mark.parametrize("field", ["fitzpatrick_skin_type", "skin_tone_class"])
+def test_skin_types_are_subgroups_under_either_name(calibration: Calibration, field: str) -> None:
+    raw, truth, answers, _ = told()
+    records: list[Record] = [{field: str(i % 3)} for i in range(COUNT)]
+    found = subgroup_figures(answers, records, raw, truth, calibration, samples=50, seed=0)
+    assert {name: figures["images"] for name, figures in found[field].items()} == dict.fromkeys(
+        "012", COUNT // 3
+    )
+
+
 def test_few_images_are_counted_and_not_judged(calibration: Calibration) -> None:
     raw, truth, answers, records = told()
     records = [{"anatom_site": "back" if i < 19 else "scalp"} for i in range(COUNT)]
