@@ -114,7 +114,8 @@ bench: $(PEERS)
 
 torture: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.hostile_images
-	FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/service/test_fuzz.py
+	FUZZ_EXAMPLES=300 $(BIN)/python -m pytest $(wildcard tests/*/test_fuzz*.py) \
+	    tests/index/test_vectors_untrusted.py
 	$(BIN)/python -m benchmarks.kill_writes
 	$(MAKE) $(DEMO_READY)
 	$(BIN)/python -m benchmarks.soak $(DEMO)/bundle $(DEMO)/catalogue

@@ -2,12 +2,14 @@
 
     python -m benchmarks.kill_writes [--kills 300]
 
-Two services share one catalogue and one ledger. Writers add, change and erase lesions through both;
-at a random moment one of the two is killed (SIGKILL) and started again. After every kill the other
-is asked for all lesions, and after every tenth the database is compared with the vectors
+Two services share one catalogue and one ledger. Writers add, change and erase lesions through both,
+and each sets a field of its own of one lesion that all of them change; at a random moment one of
+the two services is killed (SIGKILL) and started again, every fifth time both. After every kill a
+service is asked for all lesions, and after every tenth the database is compared with the vectors
 (`index/upkeep.py`). A write that was answered must be there; one whose answer never came may be
 there whole or not at all; a request that is sent again under its key must not count twice. Prints
 the counts and how long one service took to see the other's write; fails at the first fault.
+`tests/service/test_kill_writes.py` does a handful.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,16 +36,33 @@ from tests.fakes import BLUE, GREEN, RED, draw_image, make_lesion, write_bundle,
 WRITERS = 3
 READY_WITHIN_S = 300
 COMPARE_EVERY = 10
+BOTH_EVERY = 5
 SEEN_WITHIN_S = 2.0
+SEEDS = frozenset(f"seed-{n}" for n in range(20))
+# The lesion that all writers change, and the field of it that is each one's own.
+SHARED = "seed-0"
+OWN_FIELDS = ("label", "confirmed_by", "diameter_mm")
+CONFIRMATIONS = ("histopathology", "confocal", "follow_up", "consensus", "clinical")
+
+
+class Fault(Exception):
+    """A service did not keep what it promised."""
 
 
 @dataclass
 class Books:
-    """What must be there, what must not, and what nobody can say."""
+    """What must be there, what must not, and what nobody can say.
+
+    `shared` holds what was last acknowledged of the shared lesion, by field. A fault that a writer
+    finds is noted, since an exception would end no more than its thread.
+    """
 
     present: dict[str, str | None] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
+    shared: dict[str, str | float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    kills: int = 0
     acknowledged: int = 0
     unanswered: int = 0
     repeated: int = 0
@@ -55,13 +75,14 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         bundle = write_bundle(folder / "bundle")
-        lesions = [make_lesion(f"seed-{n}", RED, seed=n) for n in range(20)]
+        lesions = [
+            make_lesion(name, RED, seed=n, confirmed_by="clinical")
+            for n, name in enumerate(sorted(SEEDS))
+        ]
         bundle_id = bundle.manifest.bundle_id
         write_catalogue(folder / "catalogue", lesions, bundle_id=bundle_id).close()
         self.ports = [_free_port(), _free_port()]
         self.services = [self.start(number) for number in (0, 1)]
-        for number in (0, 1):
-            self.wait(number)
 
     def url(self, number: int) -> str:
         return f"http://127.0.0.1:{self.ports[number]}"
@@ -85,18 +106,34 @@ class Site:
                     return
             time.sleep(0.05)
         log = (self.folder / f"service-{number}.log").read_text()[-2000:]
-        raise SystemExit(f"service {number} was not ready within {READY_WITHIN_S} s:\n{log}")
+        raise Fault(f"service {number} was not ready within {READY_WITHIN_S} s:\n{log}")
 
-    def kill(self, number: int) -> None:
-        self.services[number].send_signal(signal.SIGKILL)
-        self.services[number].wait()
-        self.services[number] = self.start(number)
+    def kill(self, *numbers: int) -> None:
+        """Kill services, so that none of them lives when the first is started again."""
+        for number in numbers:
+            self.services[number].send_signal(signal.SIGKILL)
+        for number in numbers:
+            self.services[number].wait()
+        for number in numbers:
+            self.services[number] = self.start(number)
 
     def stop(self) -> None:
         for service in self.services:
             service.terminate()
         for service in self.services:
             service.wait()
+
+
+@contextlib.contextmanager
+def two_services(folder: Path) -> Iterator[Site]:
+    """Yield a site whose services are both ready; they are ended with it."""
+    site = Site(folder)
+    try:
+        for number in (0, 1):
+            site.wait(number)
+        yield site
+    finally:
+        site.stop()
 
 
 def _free_port() -> int:
@@ -117,14 +154,22 @@ class Writer(threading.Thread):
         self.count = 0
 
     def run(self) -> None:
-        while not self.stopping.is_set():
-            chosen = self.rng.random()
-            if not self.own or chosen < 0.6:
-                self.add()
-            elif chosen < 0.8:
-                self.change(self.rng.choice(self.own))
-            else:
-                self.erase(self.own.pop(self.rng.randrange(len(self.own))))
+        try:
+            while not self.stopping.is_set():
+                self.write()
+        except Fault as fault:
+            self.books.faults.append(str(fault))
+
+    def write(self) -> None:
+        chosen = self.rng.random()
+        if not self.own or chosen < 0.5:
+            self.add()
+        elif chosen < 0.65:
+            self.change(self.rng.choice(self.own))
+        elif chosen < 0.8:
+            self.change_shared(OWN_FIELDS[self.number % WRITERS])
+        else:
+            self.erase(self.own.pop(self.rng.randrange(len(self.own))))
 
     def send(self, method: str, path: str, **content: Any) -> httpx.Response | None:
         """Return the answer of either service; None where the connection broke."""
@@ -149,16 +194,9 @@ class Writer(threading.Thread):
             "data": {"lesion_id": name, "patient_id": f"patient {name}"},
             "headers": {"Idempotency-Key": f"key {name}"},
         }
-        # A caller that got no answer asks again, as often as it takes.
-        for _ in range(200):
-            answer = self.send("POST", "/lesions", **content)
-            if answer is not None:
-                break
-            self.books.unanswered += 1
-        else:
-            raise SystemExit(f"{name}: never answered")
+        answer = self.insist("POST", "/lesions", **content)
         if answer.status_code not in (200, 201):
-            raise SystemExit(f"{name}: {answer.status_code} {answer.text}")
+            raise Fault(f"{name}: {answer.status_code} {answer.text}")
         with self.books.lock:
             self.books.acknowledged += 1
             self.books.repeated += answer.status_code == 200
@@ -167,19 +205,43 @@ class Writer(threading.Thread):
 
     def change(self, name: str) -> None:
         label = f"label {self.rng.randrange(10**6)}"
-        body = {"label": label, "confirmed_by": "clinical"}
-        for _ in range(200):
-            answer = self.send("PATCH", f"/lesions/{name}", json=body)
-            if answer is not None:
-                break
-            self.books.unanswered += 1
-        else:
-            raise SystemExit(f"{name}: never answered")
-        if answer.status_code != 200:
-            raise SystemExit(f"{name}: {answer.status_code} {answer.text}")
+        self.patch(name, {"label": label, "confirmed_by": "clinical"})
         with self.books.lock:
             self.books.acknowledged += 1
             self.books.present[name] = label
+
+    def change_shared(self, name: str) -> None:
+        """Set this writer's own field of the shared lesion, where nobody may have undone it."""
+        before = self.insist("GET", f"/lesions/{SHARED}").json()
+        if name in self.books.shared and shared_value(before, name) != self.books.shared[name]:
+            raise Fault(
+                f"{SHARED}: expected {name} {self.books.shared[name]!r}, as acknowledged, got "
+                f"{shared_value(before, name)!r}: the change of another field undid it"
+            )
+        new: dict[str, str | float] = {
+            "label": f"label {self.rng.randrange(10**6)}",
+            "confirmed_by": self.rng.choice(CONFIRMATIONS),
+            "diameter_mm": float(self.rng.randrange(100)),
+        }
+        value = new[name]
+        self.patch(SHARED, {"metadata": {name: value}} if name == "diameter_mm" else {name: value})
+        with self.books.lock:
+            self.books.acknowledged += 1
+            self.books.shared[name] = value
+
+    def patch(self, name: str, body: dict[str, Any]) -> None:
+        answer = self.insist("PATCH", f"/lesions/{name}", json=body)
+        if answer.status_code != 200:
+            raise Fault(f"{name}: {answer.status_code} {answer.text}")
+
+    def insist(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Ask again, as a caller does that got no answer, as often as it takes."""
+        for _ in range(200):
+            answer = self.send(method, path, **content)
+            if answer is not None:
+                return answer
+            self.books.unanswered += 1
+        raise Fault(f"{method} {path}: never answered")
 
     def erase(self, name: str) -> None:
         with self.books.lock:
@@ -191,25 +253,30 @@ class Writer(threading.Thread):
             tries += 1
             self.books.unanswered += 1
         if answer is None:
-            raise SystemExit(f"{name}: never answered")
+            raise Fault(f"{name}: never answered")
         # After a broken connection the first try may have done it.
         if answer.status_code != 200 and not (answer.status_code == 404 and tries):
-            raise SystemExit(f"{name}: {answer.status_code} {answer.text}")
+            raise Fault(f"{name}: {answer.status_code} {answer.text}")
         with self.books.lock:
             self.books.acknowledged += 1
             self.books.unknown.discard(name)
             self.books.gone.add(name)
 
 
-def listed(url: str) -> dict[str, str | None]:
-    """Return every lesion's label, by id."""
-    found: dict[str, str | None] = {}
+def shared_value(lesion: dict[str, Any], name: str) -> Any:
+    """Return one of `OWN_FIELDS` as a service shows it."""
+    return lesion["record"].get(name) if name == "diameter_mm" else lesion[name]
+
+
+def listed(url: str) -> dict[str, dict[str, Any]]:
+    """Return every lesion as it is shown, by id."""
+    found: dict[str, dict[str, Any]] = {}
     cursor = ""
     while True:
         page = httpx.get(f"{url}/lesions", params={"cursor": cursor, "limit": 500}, timeout=60)
         page.raise_for_status()
         content = page.json()
-        found |= {lesion["lesion_id"]: lesion["label"] for lesion in content["lesions"]}
+        found |= {lesion["lesion_id"]: lesion for lesion in content["lesions"]}
         if content["cursor"] is None:
             return found
         cursor = content["cursor"]
@@ -223,24 +290,63 @@ def compare(site: Site, books: Books, number: int) -> None:
     with books.lock:
         still = {name for name in present if name in books.present}
     if lost := still - found.keys():
-        raise SystemExit(f"acknowledged and not there: {sorted(lost)[:5]}")
+        raise Fault(f"acknowledged and not there: {sorted(lost)[:5]}")
     if back := gone & found.keys():
-        raise SystemExit(f"erased and back: {sorted(back)[:5]}")
+        raise Fault(f"erased and back: {sorted(back)[:5]}")
 
 
 def settle(site: Site, books: Books) -> None:
     """With nobody writing: both services, rows and vectors say the same."""
     for number in (0, 1):
         found = listed(site.url(number))
-        wrong = {n for n, label in books.present.items() if found.get(n, "?") != label}
+        labels = {name: lesion["label"] for name, lesion in found.items()}
+        wrong = {n for n, label in books.present.items() if labels.get(n, "?") != label}
         if wrong or (books.gone & found.keys()):
-            raise SystemExit(f"service {number}: {sorted(wrong)[:5]} {books.gone & found.keys()}")
-        extra = found.keys() - books.present.keys() - {f"seed-{n}" for n in range(20)}
-        if extra:
-            raise SystemExit(f"service {number} holds what nobody wrote: {sorted(extra)[:5]}")
+            raise Fault(f"service {number}: {sorted(wrong)[:5]} {books.gone & found.keys()}")
+        for name, value in books.shared.items():
+            if shared_value(found[SHARED], name) != value:
+                raise Fault(f"service {number}: {SHARED} lost its {name} {value!r}")
+        if extra := found.keys() - books.present.keys() - SEEDS:
+            raise Fault(f"service {number} holds what nobody wrote: {sorted(extra)[:5]}")
     faults = verify(site.folder / "catalogue").faults
     if faults:
-        raise SystemExit(f"rows and vectors differ: {faults[:3]}")
+        raise Fault(f"rows and vectors differ: {faults[:3]}")
+
+
+def kill_under_writes(
+    site: Site, books: Books, rng: random.Random, kills: int, both_every: int = BOTH_EVERY
+) -> None:
+    """Kill so many times while writers write, compare after each, and settle at the end.
+
+    Raises:
+        Fault: something acknowledged is not there, something erased is, or a writer met a fault.
+    """
+    stop = threading.Event()
+    writers = [Writer(books.kills * WRITERS + n, site, books, stop) for n in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(kills):
+            time.sleep(rng.uniform(0, 1.0))
+            books.kills += 1
+            number = rng.randrange(2)
+            if books.kills % both_every == 0:
+                site.kill(0, 1)
+                # Nobody is left who remembers: what is there comes from the disk.
+                site.wait(number)
+                compare(site, books, number)
+                site.wait(1 - number)
+            else:
+                site.kill(number)
+                compare(site, books, 1 - number)
+                site.wait(number)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    if books.faults:
+        raise Fault(books.faults[0])
+    settle(site, books)
 
 
 def seen_after(site: Site) -> float:
@@ -263,34 +369,17 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=300)
     options = parser.parse_args()
-    rng, books, kills = random.Random(0), Books(), 0
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(Path(folder))
-        try:
-            while kills < options.kills:
-                stop = threading.Event()
-                writers = [Writer(kills * WRITERS + n, site, books, stop) for n in range(WRITERS)]
-                for writer in writers:
-                    writer.start()
-                for _ in range(min(COMPARE_EVERY, options.kills - kills)):
-                    time.sleep(rng.uniform(0, 1.0))
-                    number = rng.randrange(2)
-                    site.kill(number)
-                    kills += 1
-                    compare(site, books, 1 - number)
-                    site.wait(number)
-                stop.set()
-                for writer in writers:
-                    writer.join()
-                settle(site, books)
-                print(
-                    f"{kills} kills  {books.acknowledged} acknowledged  {books.unanswered} "
-                    f"unanswered and sent again, {books.repeated} of them had counted",
-                    flush=True,
-                )
-            waits = sorted(seen_after(site) for _ in range(50))
-        finally:
-            site.stop()
+    rng, books = random.Random(0), Books()
+    with tempfile.TemporaryDirectory() as folder, two_services(Path(folder)) as site:
+        while books.kills < options.kills:
+            kill_under_writes(site, books, rng, min(COMPARE_EVERY, options.kills - books.kills))
+            print(
+                f"{books.kills} kills, {books.kills // BOTH_EVERY} of both  {books.acknowledged} "
+                f"acknowledged  {books.unanswered} unanswered and sent again, {books.repeated} of "
+                "them had counted",
+                flush=True,
+            )
+        waits = sorted(seen_after(site) for _ in range(50))
     print(f"seen by the other service after {waits[25] * 1000:.0f} ms (median of 50)", end=", ")
     print(f"{waits[-1] * 1000:.0f} ms at most")
     if waits[-1] > SEEN_WITHIN_S:

@@ -8,6 +8,7 @@ files can still choose them; a checksum finds accidents, file permissions keep o
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +21,9 @@ from index.vectors import FlatIndex, VectorIndex
 VECTORS = "vectors.faiss"
 NEAR = "near.faiss"
 DESCRIPTION = "vectors.json"
+# In the order in which they go: vectors without a description are no cache.
+FILES = (DESCRIPTION, NEAR, VECTORS)
+STAGED = ".part"
 REMEDY = f"remove {VECTORS} and {DESCRIPTION}: they are made again from the database"
 
 
@@ -80,10 +84,10 @@ def write_cache(
     The old description goes before the new vectors come; vectors without a description are no
     cache, and are made again from SQL.
     """
-    staged = folder / f"{VECTORS}.part"
+    staged = folder / f"{VECTORS}{STAGED}"
     index.exact.save(staged)
     sync(staged)
-    staged_near = folder / f"{NEAR}.part"
+    staged_near = folder / f"{NEAR}{STAGED}"
     near = None
     if isinstance(index, ApproximateIndex) and measured is not None:
         index.save(staged_near)
@@ -100,10 +104,10 @@ def write_cache(
         dim=index.dim,
         near=near,
     )
-    staged_description = folder / f"{DESCRIPTION}.part"
+    staged_description = folder / f"{DESCRIPTION}{STAGED}"
     staged_description.write_text(description.model_dump_json(indent=1) + "\n", "utf-8")
     sync(staged_description)
-    drop_cache(folder)
+    _remove(folder, FILES)
     staged.rename(folder / VECTORS)
     if near is not None:
         staged_near.rename(folder / NEAR)
@@ -113,8 +117,12 @@ def write_cache(
 
 
 def drop_cache(folder: Path) -> None:
-    """Remove the cache; it is made again from SQL."""
-    for name in (DESCRIPTION, NEAR, VECTORS):
+    """Remove the cache, and what a write that was cut off left of one; SQL makes it again."""
+    _remove(folder, [*FILES, *(f"{name}{STAGED}" for name in FILES)])
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
         (folder / name).unlink(missing_ok=True)
     sync(folder)
 

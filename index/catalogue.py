@@ -5,7 +5,6 @@ it may be behind or absent, never ahead (`index/live.py`). All that is known of 
 thumbnail included, lies in the one database.
 """
 
-import datetime
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +44,14 @@ __all__ = ["Catalogue", "CatalogueLesion", "Exclusion", "Hit", "StoredLesion"]
 
 DATABASE = "catalogue.sqlite"
 NO_EXCLUSION = Exclusion()
+# Called with the ids of lesions that are about to be erased; returns ids of the erasures that are
+# done with them.
+Note = Callable[[Sequence[str]], Collection[str]]
+# Called with the ids of the erasures that were done here, and lesion and patient id of each lesion;
+# returns ids of the lesions that other erasures name, and of those erasures.
+Missed = Callable[
+    [Collection[str], Iterator[tuple[str, str | None]]], tuple[Collection[str], Collection[str]]
+]
 NO_PATIENT = "expected a patient of the catalogue, got an id that none of its lesions carries"
 
 
@@ -209,53 +216,85 @@ class Catalogue:
                 rows.note_request(connection, request, pk)
             return self._stored(connection, [pk])[0], True
 
-    def update(self, lesion_id: str, edit: Edit) -> StoredLesion:
+    def update(self, lesion_id: str, edit: Edit | Callable[[StoredLesion], Edit]) -> StoredLesion:
         """Change what is known of a lesion and return it; its pictures stay.
+
+        Args:
+            lesion_id: which.
+            edit: the change; or what makes it of the lesion as it stands, which nobody else
+                changes meanwhile. Its errors leave the lesion as it is.
 
         Raises:
             UnknownLesion: the catalogue does not hold it.
             InvalidRecord: the record holds a field or value that the schema does not accept.
         """
-        self._check_record(lesion_id, edit.record)
         with self._live.changing() as change:
             pks = rows.ids_of_lesions(change.connection, [lesion_id])
             if not pks:
                 raise UnknownLesion(_no_lesion(lesion_id))
+            if not isinstance(edit, Edit):
+                edit = edit(self._stored(change.connection, pks)[0])
+            self._check_record(lesion_id, edit.record)
             change.update(pks[0], edit)
-        return self.lesion(lesion_id)
+            return self._stored(change.connection, pks)[0]
 
-    def remove(self, lesion_id: str) -> Receipt:
+    def remove(self, lesion_id: str, note: Note = lambda lesion_ids: ()) -> Receipt:
         """Erase one lesion.
 
-        Raises:
-            UnknownLesion: the catalogue does not hold it.
-        """
-        return self._erase(
-            lambda connection: rows.ids_of_lesions(connection, [lesion_id]), _no_lesion(lesion_id)
-        )
+        Args:
+            lesion_id: which.
+            note: called first, with no id where the lesion is not here; what it raises leaves
+                everything as it is.
 
-    def erase_patient(self, patient_id: str) -> Receipt:
+        Raises:
+            UnknownLesion: the catalogue does not hold it; what was noted stays.
+        """
+        receipt = self._erase(lambda inside: rows.ids_of_lesions(inside, [lesion_id]), note)
+        if not receipt.lesions:
+            raise UnknownLesion(_no_lesion(lesion_id))
+        return receipt
+
+    def erase_patient(self, patient_id: str, note: Note = lambda lesion_ids: ()) -> Receipt:
         """Erase all lesions of a patient.
 
-        Raises:
-            UnknownLesion: there is none. The message does not repeat the patient's id.
-        """
-        return self._erase(
-            lambda connection: rows.ids_of_patient(connection, patient_id), NO_PATIENT
-        )
+        Args:
+            patient_id: whose.
+            note: as in `remove`.
 
-    def _erase(self, find: Callable[[Connection], list[int]], missing: str) -> Receipt:
+        Raises:
+            UnknownLesion: there is none; what was noted stays. The message does not repeat the
+                patient's id.
+        """
+        receipt = self._erase(lambda inside: rows.ids_of_patient(inside, patient_id), note)
+        if not receipt.lesions:
+            raise UnknownLesion(NO_PATIENT)
+        return receipt
+
+    def erase_missed(self, missed: Missed) -> int:
+        """Erase what erasures name that this catalogue has not done; return how many lesions.
+
+        Args:
+            missed: says which; nobody else changes the catalogue meanwhile.
+        """
         with self._live.changing() as change:
-            pks = find(change.connection)
-            if not pks:
-                raise UnknownLesion(missing)
-            gone = self._stored(change.connection, pks)
-            change.delete(pks)
+            inside = change.connection
+            lesion_ids, erasure_ids = missed(rows.erasures_done(inside), rows.stream_names(inside))
+            change.delete(rows.ids_of_lesions(inside, lesion_ids))
+            rows.note_erasures(inside, erasure_ids)
+        return len(change.removed)
+
+    def _erase(self, find: Callable[[Connection], list[int]], note: Note) -> Receipt:
+        with self._live.changing() as change:
+            gone = self._stored(change.connection, find(change.connection))
+            lesion_ids = tuple(lesion.lesion_id for lesion in gone)
+            rows.note_erasures(change.connection, note(lesion_ids))
+            change.delete(rows.ids_of_lesions(change.connection, lesion_ids))
         return Receipt(
-            lesions=tuple(lesion.lesion_id for lesion in gone),
+            lesions=lesion_ids,
             images=sum(len(lesion.content_hashes) for lesion in gone),
             thumbnails=sum(lesion.has_thumbnail for lesion in gone),
             revision=change.stamp.revision,
+            log_is_empty=self._live.log_is_empty,
         )
 
     def lesions_after(self, cursor: int, count: int) -> tuple[list[StoredLesion], int | None]:
@@ -366,11 +405,6 @@ class Catalogue:
             CatalogueError: it does not.
         """
         self._live.check()
-
-    def names(self) -> list[tuple[str, str | None, datetime.datetime]]:
-        """Return each lesion's id, its patient's, and when it was added (UTC)."""
-        with self._reading() as connection:
-            return rows.read_names(connection)
 
     def lesion(self, lesion_id: str) -> StoredLesion:
         """Return one lesion.

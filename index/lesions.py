@@ -104,12 +104,15 @@ class Receipt:
         images: pictures that were known by their hashes.
         thumbnails: small pictures that were kept.
         revision: the catalogue's, from which on they are gone.
+        log_is_empty: whether the database's log is without them too. While another process reads,
+            such as a backup, it is not; a later write or probe empties it.
     """
 
     lesions: tuple[str, ...]
     images: int
     thumbnails: int
     revision: int
+    log_is_empty: bool
 
 
 @dataclass(frozen=True)

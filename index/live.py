@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, String, Transaction, cast, func, select
 
 from bundle.encoder import unit_norm
 from bundle.errors import (
@@ -33,9 +33,13 @@ from index.identity import Identity, read_revision, write_revision
 from index.lesions import CatalogueLesion, Edit, FloatArray
 from index.locking import ReadersWriter
 from index.rows import IdArray
+from index.tables import CatalogueInfo, Lesion
 from index.vectors import FlatIndex, VectorIndex
 
 log = logging.getLogger(__name__)
+
+# How long an erasure waits for those who read, in any process, before it answers that they do.
+LOG_WAIT_S = 1.0
 
 
 @dataclass
@@ -102,6 +106,9 @@ class LiveVectors:
         self._access = ReadersWriter()
         self.listeners: list[Callable[[], None]] = []
         self.measured: Measured | None = None
+        # Whether nothing of an erased lesion lies in the database's log. At the start nobody
+        # knows: a process that was killed may have left it there.
+        self.log_is_empty = False
         with reporting_damage(database), engine.connect() as connection:
             self._vectors: VectorIndex = self._open(connection)
 
@@ -134,25 +141,20 @@ class LiveVectors:
     @contextmanager
     def changing(self) -> Iterator[Change]:
         """Yield a transaction; at its end SQL is committed, then the vectors follow."""
-        with (
-            self._changing,
-            reporting_damage(self._database),
-            writing(self._engine).connect() as connection,
-            connection.begin() as transaction,
-        ):
-            self._follow(connection)
-            made_by = self.identity
-            stamp = rows.Stamp(made_by.bundle_id, made_by.variant, made_by.revision + 1)
-            change = Change(connection, stamp, made_by.embedding_dim)
-            yield change
-            if change.is_empty:
-                return
-            write_revision(connection, stamp.revision)
-            with self._access.writing():
-                transaction.commit()
-                self._apply(change.removed, change.added, stamp.revision)
-        if change.removed:
-            self._forget()
+        with self._changing:
+            with (
+                reporting_damage(self._database),
+                writing(self._engine).connect() as connection,
+                connection.begin() as transaction,
+            ):
+                self._follow(connection)
+                made_by = self.identity
+                stamp = rows.Stamp(made_by.bundle_id, made_by.variant, made_by.revision + 1)
+                change = Change(connection, stamp, made_by.embedding_dim)
+                yield change
+                if not change.is_empty:
+                    self._commit(change, transaction)
+            self._empty_log(wait_s=LOG_WAIT_S if change.removed else 0)
 
     def catch_up(self) -> None:
         """Take over what other processes changed."""
@@ -180,6 +182,8 @@ class LiveVectors:
         ):
             self._follow(connection)
             transaction.rollback()
+        with self._changing:
+            self._empty_log()
 
     def choose(self, factory: str, recall: float) -> None:
         """Build the index that suits the vectors; as `index.choice.choose`, whose errors it has.
@@ -188,7 +192,7 @@ class LiveVectors:
         """
         with self._changing:
             index, measured = choose(self._vectors.exact, factory=factory, recall=recall)
-            drop_cache(self.path)
+            self._drop_cache()
             with self._access.writing():
                 self._vectors, self.measured = index, measured
 
@@ -216,6 +220,15 @@ class LiveVectors:
                 bundle_id=self.identity.bundle_id,
                 variant=self.identity.variant,
             )
+
+    def _commit(self, change: Change, transaction: Transaction) -> None:
+        write_revision(change.connection, change.stamp.revision)
+        if change.removed:
+            # Before the commit, while nobody else can write a cache: none outlives its lesions.
+            drop_cache(self.path)
+        with self._access.writing():
+            transaction.commit()
+            self._apply(change.removed, change.added, change.stamp.revision)
 
     def _follow(self, connection: Connection) -> None:
         """Bring the vectors to the database's revision; `_changing` is held."""
@@ -257,6 +270,7 @@ class LiveVectors:
         self, removed: Sequence[int], added: Sequence[tuple[IdArray, FloatArray]], revision: int
     ) -> None:
         if removed:
+            self.log_is_empty = False
             self._vectors.remove(np.asarray(removed, np.int64))
             for listener in self.listeners:
                 listener()
@@ -276,10 +290,24 @@ class LiveVectors:
             )
             self._vectors, self.measured = index.exact, None
 
-    def _forget(self) -> None:
-        """Leave nothing of erased lesions in the files beside the tables."""
-        drop_cache(self.path)
-        checkpoint(self._engine)
+    def _empty_log(self, *, wait_s: float = 0) -> None:
+        """Leave nothing of erased lesions in the log; `_changing` is held.
+
+        Whoever still reads them, such as a backup, keeps it: the next write or probe tries again.
+        """
+        if not self.log_is_empty:
+            self.log_is_empty = checkpoint(self._engine, wait_s=wait_s)
+            if wait_s and not self.log_is_empty:
+                log.warning(
+                    "%s: another process reads the database, whose log holds erased lesions until "
+                    "a later write or probe empties it",
+                    self.path,
+                )
+
+    def _drop_cache(self) -> None:
+        """Remove the cache while nobody else can write one."""
+        with reporting_damage(self._database), writing(self._engine).begin():
+            drop_cache(self.path)
 
     def _open(self, connection: Connection) -> VectorIndex:
         """Return the cached vectors brought to the database's revision, else rebuild them."""
@@ -300,15 +328,39 @@ class LiveVectors:
             )
         vectors = load_cache(path, cache)
         self.measured = cache.measured
+        self._bound_ids(vectors.exact, connection)
         if cache.revision < identity.revision:
             self._bring_up(vectors, connection, cache.revision)
-        held = rows.count_lesions(connection)
-        if (vectors.dim, len(vectors)) != (identity.embedding_dim, held):
-            raise CorruptCatalogue(
-                f"{path}: expected {held} vectors of length {identity.embedding_dim}, got "
-                f"{len(vectors)} of length {vectors.dim}: {REMEDY}"
-            )
+        self._compare(vectors.exact, connection)
         return vectors
+
+    def _bound_ids(self, vectors: FlatIndex, connection: Connection) -> None:
+        """Refuse ids that were never given: what is made for vectors is as large as the top id."""
+        ids, last = vectors.ids(), connection.scalars(select(CatalogueInfo.last_pk)).one()
+        if len(ids) and not 1 <= ids.min() <= ids.max() <= last:
+            raise CorruptCatalogue(
+                f"{self.path}: expected vector ids from 1 to {last}, got {ids.min()} to "
+                f"{ids.max()}: {REMEDY}"
+            )
+        vectors.make_room(last)
+
+    def _compare(self, vectors: FlatIndex, connection: Connection) -> None:
+        """Refuse vectors that are not, each once, those of the database's lesions."""
+        # One text: a row each would take longer than all else. Not in order: SQLite then reads
+        # an index, not every row with its embedding.
+        joined = select(func.aggregate_strings(cast(Lesion.pk, String), ","))
+        held = np.sort(np.fromstring(connection.scalar(joined) or "", np.int64, sep=","))
+        dim = self.identity.embedding_dim
+        if (vectors.dim, len(vectors)) != (dim, len(held)):
+            raise CorruptCatalogue(
+                f"{self.path}: expected {len(held)} vectors of length {dim}, got {len(vectors)} "
+                f"of length {vectors.dim}: {REMEDY}"
+            )
+        if not np.array_equal(np.sort(vectors.ids()), held):
+            raise CorruptCatalogue(
+                f"{self.path}: expected a vector for each lesion, got some twice or of others: "
+                f"{REMEDY}"
+            )
 
     def _bring_up(self, vectors: VectorIndex, connection: Connection, since: int) -> None:
         log.warning(
@@ -319,7 +371,7 @@ class LiveVectors:
         )
         if removed := rows.removed_since(connection, since):
             vectors.remove(np.asarray(removed, np.int64))
-            drop_cache(self.path)
+            self._drop_cache()
         for ids, embeddings in self._embeddings(connection, since):
             vectors.add(ids, directions(embeddings))
 

@@ -25,6 +25,7 @@ from bundle.fields import Field, Record
 from index.lesions import CatalogueLesion, Edit, Hit, RequestKey, StoredLesion
 from index.tables import (
     CatalogueInfo,
+    ErasureDone,
     FieldValue,
     Lesion,
     LesionImage,
@@ -167,6 +168,17 @@ def delete_lesions(connection: Connection, pks: Sequence[int], revision: int) ->
         connection.execute(insert(Removal), noted)
 
 
+def erasures_done(connection: Connection) -> set[str]:
+    """Return the ids of the erasures that the catalogue has done."""
+    return set(connection.scalars(select(ErasureDone.erasure_id)))
+
+
+def note_erasures(connection: Connection, erasure_ids: Collection[str]) -> None:
+    """Remember that the catalogue has done these erasures, which it had not."""
+    if erasure_ids:
+        connection.execute(insert(ErasureDone), [{"erasure_id": one} for one in erasure_ids])
+
+
 def removed_since(connection: Connection, revision: int) -> list[int]:
     """Return the vector ids that were removed after a revision."""
     return list(connection.scalars(select(Removal.lesion_pk).where(Removal.revision > revision)))
@@ -290,13 +302,9 @@ def read_records(connection: Connection, fields: Sequence[Field]) -> list[Record
     return [records[pk] for pk in pks]
 
 
-def read_names(connection: Connection) -> list[tuple[str, str | None, datetime.datetime]]:
-    """Return lesion id, patient id and moment of addition (UTC) of every lesion."""
-    query = select(Lesion.lesion_id, Lesion.patient_id, Lesion.created_at).order_by(Lesion.pk)
-    return [
-        (lesion_id, patient_id, created_at.replace(tzinfo=datetime.UTC))
-        for lesion_id, patient_id, created_at in connection.execute(query)
-    ]
+def stream_names(connection: Connection) -> Iterator[tuple[str, str | None]]:
+    """Yield lesion id and patient id of every lesion."""
+    yield from connection.execute(select(Lesion.lesion_id, Lesion.patient_id))
 
 
 def read_thumbnail(connection: Connection, pk: int) -> bytes | None:

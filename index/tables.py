@@ -159,6 +159,18 @@ class Removal(Base):
     revision: Mapped[int] = mapped_column(VectorId, index=True)
 
 
+class ErasureDone(Base):
+    """An erasure that this catalogue has done, by the random id that the service's ledger gave it.
+
+    A copy of an earlier moment lacks the row, and so does another catalogue: there the erasure is
+    still to be done. What was added or renamed since is here on purpose.
+    """
+
+    __tablename__ = "erasure_done"
+
+    erasure_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+
+
 class WrittenRequest(Base):
     """A request that added a lesion and may be sent again: the hash of its key, and of itself.
 

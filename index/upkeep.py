@@ -16,14 +16,16 @@ from sqlalchemy import Engine
 from bundle.errors import CatalogueError, CorruptCatalogue
 from bundle.store import staged_folder
 from index import rows
-from index.cache import describe_cache, digest, drop_cache, load_cache
+from index.cache import FILES, describe_cache, digest, drop_cache, load_cache, sync
 from index.catalogue import DATABASE
-from index.database import checkpoint, open_engine, reporting_damage
+from index.database import checkpoint, open_engine, reporting_damage, writing
 from index.identity import Identity, read_identity
 from index.live import directions
 
 # Cosine between a stored vector and the one that its row gives: float32 rounding only.
 LEAST_COSINE = 1 - 1e-5
+SUMS = "SHA256SUMS"
+OWN_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal", *FILES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def verify(folder: Path) -> CatalogueState:
     """Compare everything that a catalogue holds twice; nothing is changed.
 
     The database is checked by its own engine, every embedding for its length and a direction, and
-    the vectors on disk against their checksum and the embeddings.
+    the vectors on disk against their checksum and the embeddings. Files that look like the
+    catalogue's and are not are named: no erasure reaches them.
 
     Raises:
         CorruptCatalogue: the database cannot be read at all.
@@ -64,6 +67,9 @@ def verify(folder: Path) -> CatalogueState:
                 faults += [f"{pragma}: {row}" for row in found if tuple(row) != ("ok",)]
             held = rows.count_lesions(connection)
             vectors, revision = _compare(folder, identity, engine, faults)
+            faults += [
+                f"{path} may hold who was erased: remove it" for path in _strays(folder, engine)
+            ]
     finally:
         engine.dispose()
     return CatalogueState(identity, held, vectors, revision, tuple(faults))
@@ -112,10 +118,32 @@ def _compare(
     return len(cached), description.revision
 
 
+def _strays(folder: Path, engine: Engine) -> list[Path]:
+    """Return what a write that was cut off, or a person, left in the folder and beside it."""
+    # Whoever writes vectors under another name first holds the write lock while they lie there.
+    with writing(engine).begin():
+        found = sorted(path for path in folder.iterdir() if path.name not in OWN_FILES)
+    copies = [path for path in found if path.name.startswith((DATABASE, *FILES))]
+    return copies + [
+        path for path in cut_off(folder.parent) if path.name.startswith(f".{folder.name}.")
+    ]
+
+
+def cut_off(parent: Path) -> list[Path]:
+    """Return folders below `parent` in which a backup, a restoration or an indexing was begun.
+
+    Its process goes on, or was killed: then they are of no use, and hold whoever was there.
+    """
+    return sorted(path.parent for path in parent.glob(f".*.*/{DATABASE}"))
+
+
 def rebuild(folder: Path) -> None:
     """Drop the vectors on disk and write the database compactly: nothing of what was erased stays.
 
     Vectors are made again from the rows when the catalogue is next opened and saved.
+
+    Raises:
+        CatalogueError: another process reads the database, whose log still holds what was erased.
     """
     engine = open_engine(folder / DATABASE, must_exist=True)
     try:
@@ -126,7 +154,11 @@ def rebuild(folder: Path) -> None:
                 raw.cursor().execute("VACUUM")
             finally:
                 raw.close()
-            checkpoint(engine)
+            if not checkpoint(engine):
+                raise CatalogueError(
+                    f"{folder}: another process reads the database, so that its log cannot be "
+                    "emptied: end it and rebuild again"
+                )
     finally:
         engine.dispose()
 
@@ -154,8 +186,25 @@ def back_up(folder: Path, out: Path) -> Path:
             source.backup(target)
             # One file, that can be copied as it is.
             target.execute("PRAGMA journal_mode=DELETE")
-        (stage / "SHA256SUMS").write_text(f"{digest(copy)}  {DATABASE}\n", "utf-8")
+        (stage / SUMS).write_text(f"{digest(copy)}  {DATABASE}\n", "utf-8")
+        _sync(stage)
+    sync(out.parent)
     return out / DATABASE
+
+
+def check_backup(backup: Path) -> None:
+    """Do nothing if a backup is what `back_up` wrote.
+
+    Raises:
+        CorruptCatalogue: it is not.
+    """
+    sums, copy = backup / SUMS, backup / DATABASE
+    if not (sums.is_file() and copy.is_file()):
+        raise CorruptCatalogue(
+            f"{backup}: expected a backup, with {DATABASE} and {SUMS}, as slimp backup makes it"
+        )
+    if sums.read_bytes().split()[:1] != [digest(copy).encode()]:
+        raise CorruptCatalogue(f"{copy}: its SHA-256 is not the one in {SUMS}: take another")
 
 
 def put_back(backup: Path, folder: Path) -> None:
@@ -169,18 +218,21 @@ def put_back(backup: Path, folder: Path) -> None:
         CorruptCatalogue: the backup is not what `back_up` wrote.
         BundleError: `folder` is taken.
     """
-    sums, copy = backup / "SHA256SUMS", backup / DATABASE
-    if not (sums.is_file() and copy.is_file()):
-        raise CorruptCatalogue(
-            f"{backup}: expected a backup, with {DATABASE} and SHA256SUMS, as slimp backup makes it"
-        )
-    if sums.read_text("utf-8").split()[:1] != [digest(copy)]:
-        raise CorruptCatalogue(f"{copy}: its SHA-256 is not the one in SHA256SUMS: take another")
+    check_backup(backup)
     with staged_folder(folder) as stage:
-        shutil.copyfile(copy, stage / DATABASE)
+        shutil.copyfile(backup / DATABASE, stage / DATABASE)
         open_engine(stage / DATABASE, must_exist=True).dispose()
         for leftover in ("-wal", "-shm"):
             (stage / f"{DATABASE}{leftover}").unlink(missing_ok=True)
+        _sync(stage)
+    sync(folder.parent)
+
+
+def _sync(stage: Path) -> None:
+    """Wait until the folder's files are on the disk, before it takes its name."""
+    for file in stage.iterdir():
+        sync(file)
+    sync(stage)
 
 
 @contextmanager

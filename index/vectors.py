@@ -4,6 +4,7 @@ Knows nothing of lesions, SQL or files' meaning; `cache` decides which file may 
 `approximate` puts a faster index in front of this one.
 """
 
+import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,8 +106,6 @@ class FlatIndex:
         refuse_two_builds("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
         _prefer_matrix_products()
         self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-        # Which ids are there, from 0 to the top one; the last place stands for id -1, none.
-        self._held = np.zeros(1, np.bool_)
         # Whether the vectors lie in a file that is mapped, which cannot change.
         self._is_mapped = False
         # A copy on the GPU, made when it is first searched and dropped when the vectors change.
@@ -179,7 +178,7 @@ class FlatIndex:
         return found
 
     def mask(self, eligible: Eligible | None) -> npt.NDArray[np.bool_]:
-        """Return (M,) bool by id: which are there and eligible; M is the top id + 2.
+        """Return (M,) bool by id: which are there and eligible; M is the top id ever held + 2.
 
         The last place stands for none.
         """
@@ -235,7 +234,8 @@ class FlatIndex:
         """Map what `save` wrote; the caller has checked that the bytes are those.
 
         The vectors stay in the file, and in the memory that the system lends to all who read it,
-        until the first change: then they are copied.
+        until the first change: then they are copied. The ids are the file's: the caller compares
+        them with those that were given before the index is searched or changed.
 
         Raises:
             CorruptCatalogue: FAISS cannot read the file, or it is another kind of index.
@@ -247,12 +247,29 @@ class FlatIndex:
         loaded = cls(read.d)
         loaded._index = read
         loaded._is_mapped = True
-        loaded._hold(loaded.ids())
         return loaded
 
+    def make_room(self, last: int) -> None:
+        """Let a mask reach to id `last`, the highest ever given: it may be asked for when removed.
+
+        An approximate index beside this one keeps removed vectors as stepping stones.
+        """
+        more = max(0, last + 2 - len(self._held))
+        self._held = np.append(self._held, np.zeros(more, np.bool_))
+
+    @functools.cached_property
+    def _held(self) -> npt.NDArray[np.bool_]:
+        """Which ids are there, from 0 to the top one; the last place stands for id -1, none.
+
+        It is as large as the top id, so it is made only when a file's ids were compared.
+        """
+        ids = self.ids()
+        held = np.zeros(int(ids.max(initial=-1)) + 2, np.bool_)
+        held[ids] = True
+        return held
+
     def _hold(self, ids: IdArray) -> None:
-        more = int(ids.max(initial=0)) + 2 - len(self._held)
-        self._held = np.append(self._held, np.zeros(max(0, more), np.bool_))
+        self.make_room(int(ids.max()))
         self._held[ids] = True
 
     def _before_change(self) -> None:

@@ -1,7 +1,9 @@
 """Whether what the service stands on still holds: inference, databases, disk."""
 
 import asyncio
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from service.runtime import Runtime
 AGAIN_S = 2.0
 WITHIN_S = 5.0
 LEAST_FREE_BYTES = 50_000_000
+# Written and synced in each folder: a block of most file systems.
+PROBE = bytes(4096)
 
 
 class Checks:
@@ -28,18 +32,22 @@ class Checks:
         audit: AuditLog | None,
         folders: Sequence[Path],
         is_idle: Callable[[], bool],
+        failed: Callable[[], int],
     ) -> None:
         """Ask nothing yet.
 
         Args:
             runtime: its models and catalogue are asked.
-            audit: must be able to write.
-            folders: must have room.
+            audit: must be able to take its database's write lock.
+            folders: must have room and take what is written.
             is_idle: whether no request is inside; those that are try the inference themselves, and
                 the scheduler tells when none of them ends.
+            failed: counts the requests so far that the service failed, by whatever it was.
         """
         self._runtime, self._audit, self._folders = runtime, audit, folders
-        self._is_idle = is_idle
+        self._is_idle, self._failed = is_idle, failed
+        # Failures that the models were asked after, and answered.
+        self._cleared = 0
         self._asking = asyncio.Lock()
         self._asked: asyncio.Task[tuple[str, ...]] | None = None
         self._answered_at = -AGAIN_S
@@ -66,11 +74,12 @@ class Checks:
         return asking.result() if error is None else (f"inference: {type(error).__qualname__}",)
 
     def _ask(self) -> tuple[str, ...]:
-        found = [self._inference(), self._catalogue(), self._ledger(), *self._room()]
+        found = [self._inference(), self._catalogue(), self._ledger(), *self._disks()]
         return tuple(fault for fault in found if fault is not None)
 
     def _inference(self) -> str | None:
-        if not self._is_idle():
+        failed = self._failed()
+        if not self._is_idle() and failed == self._cleared:
             return None
         side = self._runtime.models.manifest.image_input.size_px
         try:
@@ -78,13 +87,12 @@ class Checks:
             finite(self._runtime.models.encoders.embed_images(pixels), "image embedding")
         except LesionError as error:
             return f"inference: {error}"
+        self._cleared = failed
         return None
 
     def _catalogue(self) -> str | None:
-        if self._runtime.catalogue is None:
-            return None
         try:
-            self._runtime.catalogue.check()
+            self._runtime.check_catalogue()
         except LesionError as error:
             return f"catalogue: {error}"
         return None
@@ -97,13 +105,26 @@ class Checks:
             return f"ledger: {error}"
         return None
 
-    def _room(self) -> list[str]:
-        faults = []
+    def _disks(self) -> list[str | None]:
         folders = list(self._folders)
         if self._runtime.catalogue is not None:
             folders.append(self._runtime.catalogue.path)
-        for folder in folders:
-            free = shutil.disk_usage(folder).free
-            if free < LEAST_FREE_BYTES:
-                faults.append(f"disk: {free} bytes are free at {folder}, {LEAST_FREE_BYTES} needed")
-        return faults
+        return [_disk(folder) for folder in folders]
+
+
+def _disk(folder: Path) -> str | None:
+    """Say why the folder's disk takes nothing; None if it took a block and synced it.
+
+    A write lock proves nothing: SQLite takes it on a disk that refuses every byte. The file has no
+    name where the system allows it, so that workers do not meet and one that is killed leaves none.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+        if free < LEAST_FREE_BYTES:
+            return f"disk: {free} bytes are free at {folder}, {LEAST_FREE_BYTES} needed"
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(PROBE)
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"disk: {folder} cannot be written ({error.strerror})"
+    return None

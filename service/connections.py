@@ -1,8 +1,10 @@
-"""How long a connection may keep the service waiting, and how it ends when the service stops.
+"""How long a connection may keep the service waiting, what it may send, and how it ends.
 
 Uvicorn waits without limit for a request's head, for a body that nobody reads and for a caller that
 does not read its answer: each would hold a file handle for as long as a stranger likes. Nor does
-its parser in C, which halves what it costs to turn a request away, limit how long a head may be.
+its parser in C, which halves what it costs to turn a request away, limit how long a head may be,
+or the trailers of a body in chunks. Uvicorn adds those to the headers of a request that is judged
+by what its head says, and parses what comes behind a head that asks for another protocol.
 """
 
 import asyncio
@@ -24,8 +26,11 @@ HEAD_WITHIN_S = 15.0
 READ_WITHIN_S = 60.0
 # Told to stop, an idle connection is kept open this long for a request that is on its way.
 LINGER_S = 1.0
-# A head that has not ended after this many bytes is refused; it is parsed in parts of half of it.
+# A head that has not ended after this many bytes is refused, as are as many that are neither a
+# head's nor a body's: trailers. What comes is parsed in parts of half of it.
 HEAD_BYTES = 32_768
+TOO_LONG = f"expected a head, and trailers, of less than {HEAD_BYTES} bytes each"
+MALFORMED = "expected a request of HTTP/1.1 with one Host header and a body as its head says"
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -38,8 +43,11 @@ class BoundedConnection(HttpToolsProtocol):
         # Waits for the rest of a body that nobody reads.
         self._rest: asyncio.TimerHandle | None = None
         self._is_last = False
-        # Of the head that is awaited; None from its end to that of its body.
-        self._head_bytes: int | None = 0
+        # Nothing that still comes is parsed.
+        self._is_over = False
+        # That came since a head or a body ended, or a piece of a body came.
+        self._unended_bytes = 0
+        self._turnstile: Turnstile = self.app_state[TURNSTILE]
 
     @property
     def _is_idle(self) -> bool:
@@ -47,6 +55,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # So that it is told whenever something is unread, and when nothing is any more.
+        transport.set_write_buffer_limits(0)
         self._await_head(HEAD_WITHIN_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -56,8 +66,10 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        while data and not self.transport.is_closing():
-            data = self._parse(data)
+        for start in range(0, len(data), HEAD_BYTES // 2):
+            if self._is_over or self.transport.is_closing():
+                break
+            self._parse(data[start : start + HEAD_BYTES // 2])
         if self.transport.is_closing():
             return
         if self._is_idle:
@@ -70,33 +82,68 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_last:
             self._end_after_answer()
 
-    def _parse(self, data: bytes) -> bytes:
-        """Parse what comes next, a part of it while a head is awaited; return the rest."""
-        if self._head_bytes is None:
-            super().data_received(data)
-            return b""
-        part = data[: HEAD_BYTES // 2]
+    def _parse(self, part: bytes) -> None:
         super().data_received(part)
-        if self._head_bytes is not None:
-            self._head_bytes += len(part)
-            if self._head_bytes >= HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"expected a head of less than {HEAD_BYTES} bytes")
-        return data[len(part) :]
+        self._unended_bytes += len(part)
+        if self._unended_bytes >= HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(TOO_LONG)
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = None
+        self._unended_bytes = 0
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            # The parser gives up, and uvicorn sends a 400.
+            raise ValueError(MALFORMED)
         super().on_headers_complete()
+        # Trailers are added to this list, which nobody reads.
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        self._unended_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._head_bytes = 0
+        self._unended_bytes = 0
         super().on_message_complete()
         if self._rest is not None:
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Be told that what came cannot be parsed."""
+        self._refuse(MALFORMED)
+
+    def _refuse(self, detail: str) -> None:
+        """End the connection over what cannot be parsed.
+
+        Requests that came whole before it are answered first: the refusal would be read as the
+        answer to one of them, or, where a broken request's own answer has begun, as a part of it.
+        """
+        cycle = self.cycle
+        is_whole = cycle is not None and not cycle.more_body
+        if self.pipeline or (is_whole and not cycle.response_complete):
+            self._pass_over_the_rest()
+            return
+        if cycle is None or is_whole or not cycle.response_started:
+            self._send(self._turnstile.reject(detail))
+        self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # Behind a head that asks for another protocol the parser takes a body for a request.
+        self._pass_over_the_rest()
+
+    def _pass_over_the_rest(self) -> None:
+        self._is_over = True
+        self._end_after_answer()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        turnstile: Turnstile = self.app_state[TURNSTILE]
+        if self._is_over and cycle.more_body:
+            # Its body is broken, and its turn has come.
+            self._refuse(MALFORMED)
+            return
         # Uvicorn and Starlette have each their own types for what ASGI defines.
-        met = turnstile.meet(app, cast(Scope, cycle.scope))
+        met = self._turnstile.meet(app, cast(Scope, cycle.scope))
         if isinstance(met, Refusal):
             self._turn_away(cycle, met)
         else:
@@ -106,27 +153,25 @@ class BoundedConnection(HttpToolsProtocol):
         """Answer before the body is read, and end the connection once nothing more of it comes."""
         # Uvicorn then drops what comes of the body.
         cycle.response_started = cycle.response_complete = True
-        named = [b"%s: %s\r\n" % pair for pair in self.server_state.default_headers]
-        lines = [STATUS_LINE[refusal.status], *named, refusal.headers, b"\r\n", refusal.body]
-        self.transport.write(b"".join(lines))
+        self._send(refusal)
         if cycle.waiting_for_100_continue:
             self.transport.close()
         else:
             self._rest = self.loop.call_later(UNREAD_LINGER_S, self.transport.close)
 
+    def _send(self, refusal: Refusal) -> None:
+        named = [b"%s: %s\r\n" % pair for pair in self.server_state.default_headers]
+        lines = [STATUS_LINE[refusal.status], *named, refusal.headers, b"\r\n", refusal.body]
+        self.transport.write(b"".join(lines))
+
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._await_reader()
+        self._unread = self.loop.call_later(READ_WITHIN_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_waiting()
-
-    def on_response_complete(self) -> None:
-        self._stop_waiting()
-        if self.transport.get_write_buffer_size():
-            self._await_reader()
-        super().on_response_complete()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def shutdown(self) -> None:
         """Be told that the service stops: the request that is inside, or on its way, is the last.
@@ -149,14 +194,6 @@ class BoundedConnection(HttpToolsProtocol):
         self._head = None
         if self._is_idle:
             self.transport.close()
-
-    def _await_reader(self) -> None:
-        self._unread = self.loop.call_later(READ_WITHIN_S, self.transport.abort)
-
-    def _stop_waiting(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def _end_after_answer(self) -> None:
         # Uvicorn then says so in the answer.

@@ -18,6 +18,7 @@ from index.thumbnails import make_thumbnail
 from service.errors import InvalidRequest, NotAssessable
 from service.models import Models
 from service.pictures import look, pool
+from service.stages import stage
 
 Confirmation = Literal["histopathology", "confocal", "follow_up", "consensus", "clinical"]
 SOURCE = "site"
@@ -91,6 +92,9 @@ def add_lesion(
             f"{', '.join(pictures.quality.reasons)}: nothing is added",
             field="image",
         )
+    # Decoded once more: pictures are not kept at full size while the models look at them.
+    with models.decoding, stage("decode"):
+        thumbnail = make_thumbnail(decode_image(new.images[0], limits))
     lesion = CatalogueLesion(
         lesion_id=new.lesion_id or uuid.uuid4().hex,
         patient_id=new.patient_id,
@@ -100,7 +104,7 @@ def add_lesion(
         source=SOURCE,
         embedding=pictures.embedding,
         content_hashes=tuple(sorted(pictures.contents)),
-        thumbnail=make_thumbnail(decode_image(new.images[0], limits)),
+        thumbnail=thumbnail,
         confirmed_by=new.diagnosis.confirmed_by,
     )
     return catalogue.add_once(lesion, request)
@@ -116,31 +120,42 @@ def edit_lesion(
         catalogue: where it is.
         lesion_id: which.
         changes: any of `metadata` (raw; null makes a field missing), `patient_id`, `label`,
-            `malignant`, `confirmed_by`; what is absent stays.
+            `malignant`, `confirmed_by`; what is absent stays as it is when the change is written.
 
     Raises:
         InvalidRecord, InvalidRequest: a change cannot be accepted.
         UnknownLesion: the catalogue does not hold it.
     """
-    stored = catalogue.lesion(lesion_id)
-    columns = {name: changes[name] for name in ("patient_id",) if name in changes}
-    check_printable("patient_id", columns.get("patient_id"))
-    said = {n: changes[n] for n in ("label", "malignant", "confirmed_by") if n in changes}
-    if said:
-        label = said.get("label", stored.label)
-        known = stored.malignant if "label" not in said else None
-        merged = Diagnosis(
-            label=label,
-            malignant=said.get("malignant", known),
-            confirmed_by=said.get("confirmed_by", stored.confirmed_by),
-        )
-        columns |= {
-            "label": label,
-            "malignant": _malignant(models, merged),
-            "confirmed_by": merged.confirmed_by,
-        }
+    check_printable("patient_id", changes.get("patient_id"))
     record = models.schema.parse(changes.get("metadata") or {})
-    return catalogue.update(lesion_id, Edit(record, columns))
+    columns = {name: changes[name] for name in ("patient_id",) if name in changes}
+    said = {n: changes[n] for n in ("label", "malignant", "confirmed_by") if n in changes}
+
+    def edit(stored: StoredLesion) -> Edit:
+        return Edit(record, {**columns, **(_diagnosis(models, stored, said) if said else {})})
+
+    return catalogue.update(lesion_id, edit)
+
+
+def _diagnosis(
+    models: Models, stored: StoredLesion, said: Mapping[str, Any]
+) -> dict[str, str | bool | None]:
+    """Return the columns of a stored lesion's diagnosis with what is said of it now.
+
+    Raises:
+        InvalidRecord, InvalidRequest: together they cannot be accepted.
+    """
+    known = stored.malignant if "label" not in said else None
+    merged = Diagnosis(
+        label=said.get("label", stored.label),
+        malignant=said.get("malignant", known),
+        confirmed_by=said.get("confirmed_by", stored.confirmed_by),
+    )
+    return {
+        "label": merged.label,
+        "malignant": _malignant(models, merged),
+        "confirmed_by": merged.confirmed_by,
+    }
 
 
 def _malignant(models: Models, diagnosis: Diagnosis) -> bool | None:

@@ -54,7 +54,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "slimp_stage_seconds",
-            "Seconds of a request's work by stage: decode, infer, search",
+            "Seconds of a request's work by stage: wait (to decode), decode, infer, search",
             ("stage",),
             buckets=SECONDS,
             registry=self.registry,

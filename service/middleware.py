@@ -19,7 +19,9 @@ from service.logging import describe_exception
 from service.problems import early_problem, internal_error
 from service.state import Service, route_of
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# A UUID, with or without hyphens, as proxies and tracers make them. A word that a caller may choose
+# would carry a name into the log and the audit.
+REQUEST_ID = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # The status that proxies log for a caller that went away.
 CLIENT_CLOSED = 499
 # Browsers and proxies send about thirty.
@@ -98,6 +100,7 @@ def note_request(service: Service, scope: Scope, status: int, seconds: float) ->
     metrics = service.metrics
     metrics.requests.labels(route=route, method=method_of(scope), status=status).inc()
     metrics.request_seconds.labels(route=route).observe(seconds)
+    service.failed += status == HTTPStatus.INTERNAL_SERVER_ERROR
     service.log.info(
         "request",
         route=route,
@@ -109,7 +112,7 @@ def note_request(service: Service, scope: Scope, status: int, seconds: float) ->
 
 
 def choose_request_id(sent: str | None) -> str:
-    """Return the caller's id where it is a plain word, else a new one."""
+    """Return the caller's id where it is a UUID, else a new one."""
     if sent is not None and REQUEST_ID.fullmatch(sent):
         return sent
     return uuid.uuid4().hex

@@ -11,6 +11,7 @@ A picture that came before is not embedded again, nor decoded if its file came b
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +83,11 @@ def look(
         InferenceError: an embedding is not finite.
     """
     memory = _Memory(models, cache)
-    with models.decoding, stage("decode"):
-        read = [_read(models, data, at, limits, memory) for at, data in enumerate(images)]
+    with ExitStack() as turn:
+        with stage("wait"):
+            turn.enter_context(models.decoding)
+        with stage("decode"):
+            read = [_read(models, data, at, limits, memory) for at, data in enumerate(images)]
     with stage("infer"):
         new = [one for one in read if isinstance(one, Unseen)]
         made = iter(embed(models, new))

@@ -197,7 +197,8 @@ class Runtime:
         left_out = Exclusion(
             exclude.lesions | {lesion_id}, exclude.patients, frozenset(lesion.content_hashes)
         )
-        (hits,) = catalogue.search(lesion.embedding[None], k=k, where=kept, exclude=left_out)
+        with stage("search"):
+            (hits,) = catalogue.search(lesion.embedding[None], k=k, where=kept, exclude=left_out)
         return SimilarAnswer(status=None, quality=None, hits=show_hits(hits))
 
     def risk(
@@ -281,6 +282,21 @@ class Runtime:
         if self.erasures is None:
             raise LedgerError("an erasure must be remembered, and this runtime has no ledger")
         return self.erasures.erase(self._catalogue(), kind, name)
+
+    def check_catalogue(self) -> None:
+        """Do nothing if the catalogue, where there is one, answers and gives its write lock.
+
+        Whoever was erased since it was opened, by a service with another catalogue beside the same
+        ledger, is erased here too.
+
+        Raises:
+            CatalogueError, LedgerError: it does not, or the ledger does not.
+        """
+        if self.catalogue is None:
+            return
+        self.catalogue.check()
+        if self.erasures is not None:
+            self.erasures.finish(self.catalogue)
 
     def close(self) -> None:
         """Keep the vectors for the next start and release the databases."""

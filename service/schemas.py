@@ -254,6 +254,10 @@ class ErasureResponse(Envelope, Warned):
     images: int = Field(description="pictures that were known by their hashes")
     thumbnails: int
     revision: int = Field(description="the catalogue's, from which on they are gone")
+    log_is_empty: bool = Field(
+        description="whether the database's log is without them too; not while another process "
+        "reads, such as a backup: a later write or probe empties it"
+    )
 
 
 class FieldDescription(Schema):

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
     failed_auth_per_minute: int = setting(
         30,
-        "refused credentials of one client address that are answered 401; more get 429",
+        "refusals of strangers from one client address that say why; more get 429",
         unit="requests a minute",
         ge=1,
         le=1_000_000,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
 from bundle.errors import Overloaded
@@ -25,6 +25,7 @@ from service.tickets import Lane, lane_of
 # Where the lifespan's state, and so each connection, has the app's turnstile.
 TURNSTILE = "turnstile"
 STATUS = PROBLEMS[Overloaded].status
+BAD_REQUEST = "bad_request"
 # In the place of a request's id while the answer is made.
 ID = "{request_id}"
 
@@ -62,35 +63,56 @@ class Turnstile:
         self._inside[lane] += 1
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            is_inside = True
+
+            def leave() -> None:
+                nonlocal is_inside
+                self._inside[lane] -= is_inside
+                is_inside = False
+
+            async def send_leaving(message: Message) -> None:
+                # Who is answered has no place any more, however long its body may still come.
+                leave()
+                await send(message)
+
             try:
-                await app(scope, receive, send)
+                await app(scope, receive, send_leaving)
             finally:
-                self._inside[lane] -= 1
+                leave()
 
         return counted
 
+    def reject(self, detail: str) -> Refusal:
+        """Return the answer to bytes that are no request; the log has its id."""
+        request_id = choose_request_id(None)
+        self._service.log.info("malformed", request_id=request_id, detail=detail)
+        return self._refusal(HTTPStatus.BAD_REQUEST, BAD_REQUEST, detail, request_id)
+
     def _refuse(self, scope: Scope, error: Overloaded, began: float) -> Refusal:
-        headers, body = self._answer(error)
         request_id = choose_request_id(Headers(scope=scope).get("x-request-id"))
         scope["route"] = self._routes.get(scope["path"])
-        self._service.metrics.problems.labels(code=error.code).inc()
         with bound_contextvars(request_id=request_id):
             note_request(self._service, scope, STATUS, time.perf_counter() - began)
+        return self._refusal(STATUS, error.code, str(error), request_id)
+
+    def _refusal(self, status: HTTPStatus, code: str, detail: str, request_id: str) -> Refusal:
+        self._service.metrics.problems.labels(code=code).inc()
+        headers, body = self._texts(status, code, detail)
         content = request_id.encode().join(body)
         length = b"content-length: %d\r\n" % len(content)
         named = b"x-request-id: %s\r\n" % request_id.encode()
-        return Refusal(STATUS, headers + named + length, content)
+        return Refusal(status, headers + named + length, content)
 
-    def _answer(self, error: Overloaded) -> tuple[bytes, list[bytes]]:
+    def _texts(self, status: HTTPStatus, code: str, detail: str) -> tuple[bytes, list[bytes]]:
         """Return lines of headers that are always the same, and the body around the id."""
-        made = self._made.get(str(error))
+        made = self._made.get(detail)
         if made is None:
             answer = render_problem(
-                self._service, ID, STATUS, code=error.code, detail=str(error), bundle_id=None
+                self._service, ID, status, code=code, detail=detail, bundle_id=None
             )
             own = [pair for pair in answer.raw_headers if pair[0] != b"content-length"]
             pairs = [*own, *RAW_HEADERS, (b"connection", b"close")]
             lines = b"".join(b"%s: %s\r\n" % pair for pair in pairs)
             made = lines, bytes(answer.body).split(ID.encode())
-            self._made[str(error)] = made
+            self._made[detail] = made
         return made

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -64,6 +63,8 @@ class Service:
         self.audit = _open_audit(settings)
         self._checks: Checks | None = None
         self._known_faults: tuple[str, ...] = ()
+        # Requests answered with 500: neither the caller's doing nor the load's.
+        self.failed = 0
         self.stopping = asyncio.Event()
         self._runtime = runtime
         self._owns_runtime = runtime is None
@@ -79,8 +80,8 @@ class Service:
         )
         self.metrics.watch(
             "slimp_ready",
-            "1 when requests are answered",
-            lambda: float(self._runtime is not None and not self.is_draining),
+            "1 when requests are answered, as /readyz says",
+            lambda: float(self._is_ready),
         )
         self.metrics.watch(
             "slimp_catalogue_lesions",
@@ -115,6 +116,11 @@ class Service:
         encoder = None if self._runtime is None else self._runtime.batched
         hangs = encoder is not None and encoder.busy_s > self.settings.request_timeout_s
         return self.scheduler.is_stalled or hangs
+
+    @property
+    def _is_ready(self) -> bool:
+        served = self._runtime is not None and not self.is_draining
+        return served and not self.is_stalled and not self._known_faults
 
     @property
     def bundle_id(self) -> str | None:
@@ -173,12 +179,21 @@ class Service:
             raise Unhealthy("; ".join(faults) if told else "a check fails")
         return runtime
 
+    async def look(self) -> None:
+        """Look at what the service stands on, so that the metrics tell what a probe would say."""
+        if self._runtime is not None:
+            await self._faults(self._runtime)
+
     async def _faults(self, runtime: Runtime) -> tuple[str, ...]:
         """Return what is wrong now; asked once a while, however many probes come."""
         if self._checks is None:
             folders = [self.settings.ledger_folder] if self.audit is not None else []
             self._checks = Checks(
-                runtime, self.audit, folders, lambda: self.scheduler.admitted == 0
+                runtime,
+                self.audit,
+                folders,
+                is_idle=lambda: self.scheduler.admitted == 0,
+                failed=lambda: self.failed,
             )
         faults = await self._checks.faults()
         if faults != self._known_faults:
@@ -289,7 +304,9 @@ class Service:
         async with self.scheduler.admit(lane_of(request.headers.get("priority"))) as ticket:
             content_type = request.headers.get("content-type", "")
             form = await read_form(content_type, request.stream(), parts_of(model), limits)
-            note_input(request.scope, digest_form(form))
+            # The hash of a few words alone could be guessed.
+            if form.files:
+                note_input(request.scope, digest_form(form))
             asked = parse_form(model, form)
             async with _watching(request, ticket):
                 return await self._run(request, lambda: work(runtime, asked))
@@ -300,7 +317,10 @@ class Service:
         parse: Callable[[bytes], Changes],
         work: Callable[[Runtime, Changes], Result],
     ) -> Result:
-        """Return what the runtime answers to a small JSON body, read under the limit of a text."""
+        """Return what the runtime answers to a small JSON body, read under the limit of a text.
+
+        The audit holds no hash of it, which could be guessed.
+        """
         runtime = self.runtime()
         limit = self.settings.max_text_bytes
         _check_length(request, limit)
@@ -310,7 +330,6 @@ class Service:
                 body += part
                 if len(body) > limit:
                     raise RequestTooLarge(f"expected at most {limit} bytes of JSON, got more")
-            note_input(request.scope, hashlib.sha256(body).hexdigest())
             asked = parse(bytes(body))
             return await self._run(request, lambda: work(runtime, asked))
 

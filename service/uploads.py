@@ -1,8 +1,9 @@
 """A multipart form read under limits that are counted while the bytes arrive.
 
 Parts stay in memory, each up to its limit, and all together up to the body's: nothing of an upload
-is written to disk. After a wrong part the rest of the body is read and dropped, so that the caller
-gets the answer instead of a broken connection; a body above its limit is not read to the end.
+is written to disk. After a wrong part the rest of the body is counted and dropped, so that the
+caller gets the answer instead of a broken connection, and is not parsed; a body above its limit is
+not read to the end.
 """
 
 import difflib
@@ -47,11 +48,10 @@ class Form:
 
 
 class _Collector:
-    """Receives the parser's events; the first error stops collecting, not reading."""
+    """Receives the parser's events; an error leaves the parser, which then is not used again."""
 
     def __init__(self, parts: FormParts, limits: FormLimits) -> None:
         self.form = Form()
-        self.error: LesionError | None = None
         self.ended = False
         self._parts = parts
         self._limits = limits
@@ -79,44 +79,48 @@ class _Collector:
         self._header = (bytearray(), bytearray())
 
     def on_headers_finished(self) -> None:
-        if self.error is None:
-            self.error = self._open_part()
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self.error is not None:
-            return
-        if self._name in self._parts.files:
-            limit = self._limits.file_bytes
-            if len(self._data) + end - start > limit:
-                self.error = ImageTooLarge(f"{self._name}: expected at most {limit} bytes a file")
-        elif len(self._data) + end - start > self._limits.text_bytes:
-            self.error = RequestTooLarge(
-                f"{self._name}: expected at most {self._limits.text_bytes} bytes of text"
-            )
-        self._data += data[start:end]
-
-    def on_part_end(self) -> None:
-        if self.error is None:
-            self.error = self._close_part()
-        self._data = bytearray()
-
-    def on_end(self) -> None:
-        self.ended = True
-
-    def _open_part(self) -> LesionError | None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         if self._name in self._parts.files:
             self._num_files += 1
             if self._num_files > self._limits.files:
-                return RequestTooLarge(
+                raise RequestTooLarge(
                     f"{self._name}: expected at most {self._limits.files} images a request"
                 )
-            return None
+            return
         self._num_texts += 1
         if self._num_texts > MAX_TEXT_PARTS:
-            return RequestTooLarge(f"expected at most {MAX_TEXT_PARTS} text parts")
-        return None if self._name in self._parts.texts else self._unknown_part()
+            raise RequestTooLarge(f"expected at most {MAX_TEXT_PARTS} text parts")
+        if self._name not in self._parts.texts:
+            raise self._unknown_part()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name in self._parts.files:
+            limit = self._limits.file_bytes
+            if len(self._data) + end - start > limit:
+                raise ImageTooLarge(f"{self._name}: expected at most {limit} bytes a file")
+        elif len(self._data) + end - start > self._limits.text_bytes:
+            raise RequestTooLarge(
+                f"{self._name}: expected at most {self._limits.text_bytes} bytes of text"
+            )
+        self._data += data[start:end]
+
+    def on_part_end(self) -> None:
+        if self._name in self._parts.files:
+            if not self._data:
+                raise InvalidRequest(
+                    f"{self._name}: expected an image file, got an empty one", field=self._name
+                )
+            self.form.files.setdefault(self._name, []).append(bytes(self._data))
+            return
+        try:
+            text = self._data.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{self._name}: expected UTF-8 text", field=self._name) from None
+        self.form.texts.setdefault(self._name, []).append(text)
+
+    def on_end(self) -> None:
+        self.ended = True
 
     def _unknown_part(self) -> LesionError:
         known = sorted(self._parts.files | self._parts.texts)
@@ -126,21 +130,6 @@ class _Collector:
             f"accepted: {', '.join(known)}",
             field=self._name[:100],
         )
-
-    def _close_part(self) -> LesionError | None:
-        if self._name in self._parts.files:
-            if not self._data:
-                return InvalidRequest(
-                    f"{self._name}: expected an image file, got an empty one", field=self._name
-                )
-            self.form.files.setdefault(self._name, []).append(bytes(self._data))
-            return None
-        try:
-            text = self._data.decode()
-        except UnicodeDecodeError:
-            return InvalidRequest(f"{self._name}: expected UTF-8 text", field=self._name)
-        self.form.texts.setdefault(self._name, []).append(text)
-        return None
 
 
 async def read_form(
@@ -171,19 +160,23 @@ async def read_form(
             "form's file (curl -F image=@lesion.jpg)"
         )
     collector = _Collector(parts, limits)
-    try:
-        parser = _parser(options.get(b"boundary", b""), collector)
-        received = 0
-        async for chunk in chunks:
-            received += len(chunk)
-            if received > limits.body_bytes:
-                raise RequestTooLarge(f"expected at most {limits.body_bytes} bytes a request")
+    parser = _parser(options.get(b"boundary", b""), collector)
+    refused: LesionError | None = None
+    received = 0
+    async for chunk in chunks:
+        received += len(chunk)
+        if received > limits.body_bytes:
+            raise RequestTooLarge(f"expected at most {limits.body_bytes} bytes a request")
+        if refused is not None:
+            continue
+        try:
             parser.write(chunk)
-        parser.finalize()
-    except FormParserError:
-        raise MalformedUpload("expected a well-formed multipart/form-data body") from None
-    if collector.error is not None:
-        raise collector.error
+        except FormParserError:
+            refused = MalformedUpload("expected a well-formed multipart/form-data body")
+        except LesionError as error:
+            refused = error
+    if refused is not None:
+        raise refused
     if not collector.ended:
         raise MalformedUpload("expected a complete multipart/form-data body, it ends early")
     return collector.form
@@ -192,16 +185,21 @@ async def read_form(
 def _parser(boundary: bytes, collector: _Collector) -> MultipartParser:
     if not boundary:
         raise MalformedUpload("multipart/form-data: expected a boundary in the content type")
-    return MultipartParser(
-        boundary,
-        {
-            "on_part_begin": collector.on_part_begin,
-            "on_part_data": collector.on_part_data,
-            "on_part_end": collector.on_part_end,
-            "on_header_field": collector.on_header_field,
-            "on_header_value": collector.on_header_value,
-            "on_header_end": collector.on_header_end,
-            "on_headers_finished": collector.on_headers_finished,
-            "on_end": collector.on_end,
-        },
-    )
+    try:
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": collector.on_part_begin,
+                "on_part_data": collector.on_part_data,
+                "on_part_end": collector.on_part_end,
+                "on_header_field": collector.on_header_field,
+                "on_header_value": collector.on_header_value,
+                "on_header_end": collector.on_header_end,
+                "on_headers_finished": collector.on_headers_finished,
+                "on_end": collector.on_end,
+            },
+        )
+    except FormParserError:
+        raise MalformedUpload(
+            f"multipart/form-data: expected a short boundary, got {len(boundary)} bytes"
+        ) from None

@@ -306,10 +306,10 @@ def _read_toml(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in extending:
         raise InvalidSettings(f"{path}: extends itself")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InvalidSettings(f"{path}: cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSettings(f"{path}: not TOML: {error}") from None
     base = content.pop("extends", None)
     if base is None:

@@ -1,5 +1,7 @@
 """Whose request it is: reads the credential that a request carries and asks who it belongs to."""
 
+import ipaddress
+
 from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -9,7 +11,7 @@ from service.access.callers import ANYONE, Caller
 from service.access.mode import Mode, check_local, choose_mode
 from service.access.rates import Rates
 from service.access.tokens import Tokens
-from service.errors import CredentialsRefused, InvalidCredentials
+from service.errors import InvalidCredentials
 from service.ledger.database import open_ledger
 from service.ledger.keys import PREFIX, ApiKeys
 from service.settings import Settings
@@ -49,21 +51,27 @@ class Gate:
 
         Raises:
             CredentialsRefused: the credential does not hold.
-            RateLimited: too many of the address's did not.
             MisdirectedRequest: the service needs no keys, and the request is not local.
             ForeignOrigin: likewise.
         """
         if self.mode is not Mode.REQUIRED:
             check_local(request)
             return ANYONE
-        try:
-            credential = read_credential(request)
-            if credential is None:
-                return None
-            return await run_in_threadpool(self._caller_of, credential)
-        except CredentialsRefused:
-            self._failures.hit(request.client.host if request.client is not None else "unknown")
-            raise
+        credential = read_credential(request)
+        if credential is None:
+            return None
+        return await run_in_threadpool(self._caller_of, credential)
+
+    def count_refused(self, request: Request) -> None:
+        """Count a refusal of somebody who is not known.
+
+        Up to the limit each says why, and is a row of the audit, synced to disk; beyond it neither,
+        or a stranger could fill the disk.
+
+        Raises:
+            RateLimited: one too many from its address this minute.
+        """
+        self._failures.hit(_address_of(request))
 
     def count(self, caller: Caller) -> None:
         """Count a caller's request; one that needs no key is not counted.
@@ -86,6 +94,18 @@ class Gate:
         """Let go of the ledger."""
         if self._engine is not None:
             self._engine.dispose()
+
+
+def _address_of(request: Request) -> str:
+    """Return the client's address, of IPv6 the first half: whoever has one has all of a /64."""
+    host = request.client.host if request.client is not None else "unknown"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 4 or address.ipv4_mapped is not None:
+        return host
+    return f"{int(address) >> 64:x}"
 
 
 def read_credential(request: Request) -> str | None:

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bundle.errors import LesionError
 from service.access.gate import Gate
 from service.access.routes import OPEN, UNMATCHED, RouteTable
-from service.errors import CredentialsRefused, InsufficientScope, RateLimited, Unauthenticated
+from service.errors import AccessRefused, CredentialsRefused, InsufficientScope, Unauthenticated
 from service.problems import answer_error
 
 
@@ -24,11 +24,20 @@ class AccessControl:
             return
         request = Request(scope)
         try:
-            await self._admit(request)
+            await self._judge(request)
         except LesionError as error:
             await answer_error(request, error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    async def _judge(self, request: Request) -> None:
+        request.state.caller = None
+        try:
+            await self._admit(request)
+        except AccessRefused:
+            if request.state.caller is None:
+                self.gate.count_refused(request)
+            raise
 
     async def _admit(self, request: Request) -> None:
         declared = self.table.find(request.scope)
@@ -36,10 +45,9 @@ class AccessControl:
         if declared is not None:
             # Metrics and the log name the route of a refused request too.
             request.scope["route"] = declared.route
-        request.state.caller = None
         try:
             request.state.caller = caller = await self.gate.identify(request)
-        except (CredentialsRefused, RateLimited):
+        except CredentialsRefused:
             # A probe with an old key still learns whether the process lives, and nothing more.
             if needed is not OPEN:
                 raise

@@ -16,17 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
 from service.errors import InvalidRequest, LedgerError
 from service.ledger.database import FILE, open_ledger, reporting_damage, writing
-from service.ledger.tables import AuditHead, AuditRow
+from service.ledger.tables import AuditHead, AuditRow, ErasureRow
 
 FIRST_SHA256 = "0" * 64
 STREAM_ROWS = 1000
 # Made once: making a statement takes as long as running it. The table of heads has one row.
+COUNT_ERASURES = select(func.count()).select_from(ErasureRow)
 READ_HEAD = select(AuditHead.sequence, AuditHead.row_sha256)
 ADD_ROW = insert(AuditRow)
 ADD_HEAD = insert(AuditHead)
@@ -40,13 +41,14 @@ class Event:
     """One request and its answer.
 
     Attributes:
-        request_id: names it in the log.
+        request_id: names it in the log; a UUID.
         caller: the key or person that asked; None where nobody had to say.
         action: method and route, without ids.
         status: of the answer.
         bundle_id: what answered.
         catalogue_revision: the catalogue that was asked.
-        input_sha256: of everything that was sent.
+        input_sha256: of everything that was sent; None without a picture, since the hash of a few
+            words could be guessed.
         output: figures of the answer, free of personal data, ready for JSON.
     """
 
@@ -92,7 +94,7 @@ class _Pending:
 
     event: Event
     head: Head | None = None
-    error: LedgerError | None = None
+    error: BaseException | None = None
 
 
 class AuditLog:
@@ -122,33 +124,39 @@ class AuditLog:
         Raises:
             LedgerError: it could not be written.
         """
+        _check_writable(event)
         row = _Pending(event)
         self._pending.append(row)
         with self._appending:
             # Whoever had the turn before has taken this row along, or it has failed with theirs.
             if row.head is None and row.error is None:
                 self._write([self._pending.popleft() for _ in range(len(self._pending))])
-        if row.error is not None:
-            raise LedgerError(str(row.error))
-        return cast(Head, row.head)
+        if row.head is None:
+            # What nobody foresaw is named by its type: its message might repeat a value.
+            known = isinstance(row.error, LedgerError)
+            reason = str(row.error) if known else type(row.error).__qualname__
+            raise LedgerError(f"a row of the audit was not written: {reason}")
+        return row.head
 
     def _write(self, rows: "Sequence[_Pending]") -> None:
         """Write rows in one transaction: syncing to disk, the larger part, is done once."""
         try:
             with reporting_damage(self._path), self._writer.begin() as connection:
                 heads = _insert(connection, [row.event for row in rows])
-        except LedgerError as error:
+        except BaseException as error:
             for row in rows:
                 row.error = error
-            return
+            raise
         for row, head in zip(rows, heads, strict=True):
             row.head = head
 
     def check(self) -> None:
-        """Do nothing if the ledger answers and can be written.
+        """Do nothing if the ledger answers and gives its write lock.
+
+        Whether its disk takes what is written is not asked here: SQLite writes at a commit only.
 
         Raises:
-            LedgerError: it cannot.
+            LedgerError: it does not.
         """
         with (
             reporting_damage(self._path),
@@ -160,38 +168,25 @@ class AuditLog:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield every row as columns, in order."""
-        query = select(AuditRow.__table__).order_by(AuditRow.sequence)
-        with reporting_damage(self._path), self._engine.connect() as connection:
-            found = connection.execution_options(yield_per=STREAM_ROWS).execute(query)
-            for row in found:
-                yield dict(row._mapping)
+        with self._reading() as connection:
+            yield from _stream(connection)
 
     def verify(self, known: Head | None = None) -> Verdict:
         """Compare every row with the one before, and the last with what is known of it.
 
+        Rows, head and erasures are read as they are at one moment, so that a service may go on.
+
         Args:
             known: a head that was noted earlier; the chain must still pass through it.
         """
-        fits = Head(0, FIRST_SHA256)
-        for row in self.rows():
-            expected = fits.sequence + 1
-            if row["sequence"] != expected:
-                return _broken(fits, f"row {expected} is missing")
-            if _hash(row, fits.row_sha256) != row["row_sha256"]:
-                return _broken(
-                    fits, f"row {expected} is not as it was written, or not in its place"
-                )
-            fits = Head(expected, row["row_sha256"])
-            if known is not None and known.sequence == fits.sequence and known != fits:
-                return _broken(fits, f"row {expected} is not the one that was noted")
+        with self._reading() as connection:
+            return _verify(connection, known)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """Yield a connection that sees the ledger as it is at its first query."""
         with reporting_damage(self._path), self._engine.connect() as connection:
-            head = _read_head(connection)
-        last = max(0 if head is None else head.sequence, 0 if known is None else known.sequence)
-        if last > fits.sequence:
-            return _broken(fits, f"row {fits.sequence + 1} is missing: {last} were written")
-        if (head or Head(0, FIRST_SHA256)) != fits:
-            return _broken(fits, f"row {fits.sequence} is not the last that was written")
-        return Verdict(fits.sequence, fits, None)
+            yield connection
 
 
 @contextmanager
@@ -222,8 +217,54 @@ def parse_head(text: str) -> Head:
     return Head(int(match[1]), match[2])
 
 
+def _verify(connection: Connection, known: Head | None) -> Verdict:
+    fits = Head(0, FIRST_SHA256)
+    for row in _stream(connection):
+        expected = fits.sequence + 1
+        if row["sequence"] != expected:
+            return _broken(fits, f"row {expected} is missing")
+        if _hash(row, fits.row_sha256) != row["row_sha256"]:
+            return _broken(fits, f"row {expected} is not as it was written, or not in its place")
+        fits = Head(expected, row["row_sha256"])
+        if known is not None and known.sequence == fits.sequence and known != fits:
+            return _broken(fits, f"row {expected} is not the one that was noted")
+    head = _read_head(connection)
+    last = max(0 if head is None else head.sequence, 0 if known is None else known.sequence)
+    if last > fits.sequence:
+        return _broken(fits, f"row {fits.sequence + 1} is missing: {last} were written")
+    if (head or Head(0, FIRST_SHA256)) != fits:
+        return _broken(fits, f"row {fits.sequence} is not the last that was written")
+    if fits.sequence == 0 and connection.scalar(COUNT_ERASURES):
+        return _broken(
+            fits,
+            "no row is there, though somebody was erased: rows were removed, or the audit was off",
+        )
+    return Verdict(fits.sequence, fits, None)
+
+
+def _stream(connection: Connection) -> Iterator[dict[str, Any]]:
+    query = select(AuditRow.__table__).order_by(AuditRow.sequence)
+    for row in connection.execution_options(yield_per=STREAM_ROWS).execute(query):
+        yield dict(row._mapping)
+
+
 def _broken(fits: Head, what: str) -> Verdict:
     return Verdict(fits.sequence, fits, what)
+
+
+def _check_writable(event: Event) -> None:
+    """Refuse what no row can hold, before it stands among others that would fail with it.
+
+    Raises:
+        LedgerError: a number is not finite, a text is no Unicode, or something is no JSON.
+    """
+    try:
+        json.dumps(vars(event), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        # Its message would repeat the value.
+        raise LedgerError(
+            f"expected what a row of the audit can hold, got a {type(error).__qualname__} of it"
+        ) from None
 
 
 def _insert(connection: Connection, events: Sequence[Event]) -> list[Head]:

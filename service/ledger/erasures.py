@@ -1,31 +1,42 @@
-"""Who was erased: what a restored backup must forget again.
+"""Who was erased: what every other catalogue, and every older copy of one, must forget as well.
 
 A name is kept as HMAC-SHA-256 under a secret of the ledger: with the ledger one can ask whether a
 given name was erased, and nobody can read from it who was.
+
+Each catalogue keeps which erasures it has done, in the transaction that does them. What it has not
+done is done when it is opened, whether it is a backup, another catalogue or one that was killed
+halfway. No clocks and no revisions are compared: what a catalogue took in after an erasure that it
+has done was put there on purpose.
 """
 
 import datetime
 import hashlib
 import hmac
+import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Engine, func, insert, select, update
+from sqlalchemy import Engine, insert, select
 
 from bundle.errors import UnknownLesion
 from index.catalogue import Catalogue
 from index.lesions import Receipt
+from service.errors import LedgerError
 from service.ledger.database import FILE, open_ledger, reporting_damage, writing
 from service.ledger.tables import ErasureRow, LedgerSecret
 
 Kind = Literal["lesion", "patient"]
 SECRET_BYTES = 32
+ID_BYTES = 16
+
+log = logging.getLogger(__name__)
 
 
 class Erasures:
-    """Erases from a catalogue so that no backup of it brings anybody back."""
+    """Erases from a catalogue so that no other copy brings anybody back."""
 
     def __init__(self, folder: Path) -> None:
         """Open the ledger.
@@ -44,89 +55,68 @@ class Erasures:
     def erase(self, catalogue: Catalogue, kind: Kind, name: str) -> Receipt:
         """Erase a lesion or a patient's lesions, and remember it first.
 
-        A process that ends in between finishes the erasure at its next start.
+        Remembered are the name that was asked for and each lesion that goes with it: an older copy
+        may hold the lesion without its patient. A process that ends in between finishes the erasure
+        when the catalogue is next opened.
 
         Raises:
-            UnknownLesion: the catalogue does not hold it; nothing is remembered.
+            UnknownLesion: the catalogue does not hold it. It is remembered all the same, since
+                another catalogue or a backup may.
             LedgerError: it could not be remembered; nothing is erased.
         """
-        find: Callable[[str], object] = (
-            catalogue.lesion if kind == "lesion" else catalogue.lesions_of_patient
-        )
-        find(name)
-        pk = self._note(kind, name)
         erase = catalogue.remove if kind == "lesion" else catalogue.erase_patient
-        receipt = erase(name)
-        self._settle([pk], receipt.revision)
-        return receipt
+        try:
+            return erase(name, lambda lesion_ids: [self._note(kind, name, lesion_ids)])
+        except UnknownLesion as error:
+            raise UnknownLesion(
+                f"{error}; the erasure is remembered: a backup or another catalogue that holds it "
+                "forgets it when it is opened"
+            ) from None
 
     def finish(self, catalogue: Catalogue) -> int:
-        """Finish what an earlier process could not; return how many lesions were erased.
-
-        A catalogue of a revision before the last erasure is an older one that was put back: there
-        every erasure is done again.
-        """
-        with reporting_damage(self._path), self._engine.connect() as connection:
-            last = connection.scalar(select(func.max(ErasureRow.catalogue_revision))) or 0
-            query = select(ErasureRow.pk).where(ErasureRow.catalogue_revision.is_(None))
-            pending = set(connection.scalars(query))
-        if pending:
-            return self._again(catalogue, pending)
-        return self.repeat(catalogue) if catalogue.revision < last else 0
-
-    def repeat(self, catalogue: Catalogue) -> int:
-        """Erase again whatever was erased before and is back; return how many lesions were."""
-        return self._again(catalogue, None)
-
-    def _again(self, catalogue: Catalogue, only: set[int] | None) -> int:
-        with reporting_damage(self._path), self._engine.connect() as connection:
-            rows = connection.execute(select(ErasureRow.__table__)).all()
-        chosen = [row for row in rows if only is None or row.pk in only]
-        until: dict[tuple[str, bytes], datetime.datetime] = {}
-        for row in chosen:
-            known = until.get((row.kind, row.subject_hmac))
-            until[row.kind, row.subject_hmac] = max(known or row.erased_at, row.erased_at)
-        erased = sum(self._erase_back(catalogue, *name, until) for name in catalogue.names())
-        self._settle([row.pk for row in chosen], catalogue.revision)
+        """Do every erasure that this catalogue has not done; return how many lesions went."""
+        erased = catalogue.erase_missed(self._missed)
+        if erased:
+            log.warning("%s: %d lesions that had been erased were there", catalogue.path, erased)
         return erased
 
-    def _erase_back(
-        self,
-        catalogue: Catalogue,
-        lesion_id: str,
-        patient_id: str | None,
-        added_at: datetime.datetime,
-        until: dict[tuple[str, bytes], datetime.datetime],
-    ) -> bool:
-        """Erase the lesion if it or its patient was erased after it was added."""
-        names: list[tuple[Kind, str]] = [("lesion", lesion_id)]
-        names += [] if patient_id is None else [("patient", patient_id)]
-        ends = [until.get((kind, self._hash(kind, name))) for kind, name in names]
-        if not any(end is not None and added_at <= end for end in ends):
-            return False
-        try:
-            catalogue.remove(lesion_id)
-        except UnknownLesion:
-            # Another worker of this service was faster.
-            return False
-        return True
+    def _missed(
+        self, done: Collection[str], names: Iterator[tuple[str, str | None]]
+    ) -> tuple[Collection[str], Collection[str]]:
+        """Return the lesions that erasures name which are not done, and those erasures."""
+        with reporting_damage(self._path), self._engine.connect() as connection:
+            query = select(ErasureRow.erasure_id, ErasureRow.subject_hmac)
+            missed = [row for row in connection.execute(query) if row.erasure_id not in done]
+        if not missed:
+            return (), ()
+        subjects = {row.subject_hmac for row in missed}
+        lesion_ids = [
+            lesion_id
+            for lesion_id, patient_id in names
+            if self._hash("lesion", lesion_id) in subjects
+            or (patient_id is not None and self._hash("patient", patient_id) in subjects)
+        ]
+        return lesion_ids, {row.erasure_id for row in missed}
 
-    def _note(self, kind: Kind, name: str) -> int:
-        row = insert(ErasureRow).values(
-            kind=kind,
-            subject_hmac=self._hash(kind, name),
-            erased_at=datetime.datetime.now(datetime.UTC),
-        )
+    def _note(self, kind: Kind, name: str, lesion_ids: Sequence[str]) -> str:
+        """Remember an erasure, and return its id."""
+        erasure_id, now = secrets.token_hex(ID_BYTES), datetime.datetime.now(datetime.UTC)
+        # A lesion that is asked for by its id stands there once.
+        names = {(kind, name), *(("lesion", lesion_id) for lesion_id in lesion_ids)}
+        rows = [
+            {
+                "kind": subject,
+                "subject_hmac": self._hash(subject, one),
+                "erased_at": now,
+                "erasure_id": erasure_id,
+            }
+            for subject, one in sorted(names)
+        ]
         with reporting_damage(self._path), writing(self._engine).begin() as connection:
-            (pk,) = connection.execute(row).inserted_primary_key or (0,)
-        return int(pk)
+            connection.execute(insert(ErasureRow), rows)
+        return erasure_id
 
-    def _settle(self, pks: list[int], revision: int) -> None:
-        done = update(ErasureRow).where(ErasureRow.pk.in_(pks)).values(catalogue_revision=revision)
-        with reporting_damage(self._path), writing(self._engine).begin() as connection:
-            connection.execute(done)
-
-    def _hash(self, kind: Kind, name: str) -> bytes:
+    def _hash(self, kind: str, name: str) -> bytes:
         return hmac.digest(self._secret, f"{kind}:{name}".encode(), hashlib.sha256)
 
     def _read_secret(self) -> bytes:
@@ -137,3 +127,22 @@ class Erasures:
             fresh = secrets.token_bytes(SECRET_BYTES)
             connection.execute(insert(LedgerSecret).values(pk=1, secret=fresh))
             return fresh
+
+
+@contextmanager
+def open_erasures(folder: Path) -> Iterator[Erasures]:
+    """Yield the erasures of a ledger that is there.
+
+    Raises:
+        LedgerError: it is not, or it cannot be used.
+    """
+    if not (folder / FILE).is_file():
+        raise LedgerError(
+            f"{folder}: expected the ledger that knows who was erased, got no {FILE} there: name "
+            "its folder (SLIMP_LEDGER), or say that there is none (--without-ledger)"
+        )
+    erasures = Erasures(folder)
+    try:
+        yield erasures
+    finally:
+        erasures.close()

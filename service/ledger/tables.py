@@ -62,10 +62,10 @@ class LedgerSecret(Base):
 
 
 class ErasureRow(Base):
-    """One erasure: a keyed hash of who was erased, never the name.
+    """One name of an erasure: a keyed hash of who was asked for, or went with it; never the name.
 
-    `catalogue_revision` is the revision from which on the catalogue is without it; empty until the
-    catalogue has said so.
+    `erasure_id` is random and common to the rows of one erasure. Each catalogue keeps the ids of
+    those that it has done; the moment is for people, and nothing is compared with it.
     """
 
     __tablename__ = "erasure"
@@ -75,7 +75,7 @@ class ErasureRow(Base):
     kind: Mapped[str] = mapped_column(String(16))
     subject_hmac: Mapped[bytes] = mapped_column(LargeBinary(32), index=True)
     erased_at: Mapped[datetime.datetime] = mapped_column(UtcDateTime)
-    catalogue_revision: Mapped[int | None]
+    erasure_id: Mapped[str] = mapped_column(String(32))
 
 
 class AuditRow(Base):

@@ -1,6 +1,7 @@
 """The catalogue's lesions: reading, adding, changing and erasing them. A patient is never shown."""
 
 import hashlib
+import json
 from typing import Annotated
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from index.catalogue import Exclusion
 from index.lesions import Receipt, RequestKey
+from service.access.callers import Caller
 from service.errors import InvalidRequest
 from service.problems import problems
 from service.requests import (
@@ -27,7 +29,7 @@ from service.schemas import (
     LesionsResponse,
     SimilarResponse,
 )
-from service.state import Service, ServiceDep, envelop, request_id_of
+from service.state import Service, ServiceDep, caller_of, envelop, request_id_of
 
 router = APIRouter(tags=["catalogue"])
 ERRORS = problems(404, 422, 429, 503)
@@ -93,11 +95,12 @@ async def add_lesion(
     ] = None,
 ) -> LesionResponse:
     """Add a lesion to the catalogue: from then on it is found, and speaks for others."""
+    caller = caller_of(request)
     stored, added = await service.ask(
         request,
         NewLesionRequest,
         lambda runtime, asked: runtime.add_lesion(
-            asked.lesion(), request_key(idempotency_key, asked)
+            asked.lesion(), request_key(caller, idempotency_key, asked)
         ),
         max_files=service.settings.max_images,
     )
@@ -106,11 +109,14 @@ async def add_lesion(
     return envelop(LesionResponse, show_lesion(stored), request)
 
 
-def request_key(key: str | None, asked: NewLesionRequest) -> RequestKey | None:
-    """Return the request's name as the catalogue keeps it."""
+def request_key(
+    caller: Caller | None, key: str | None, asked: NewLesionRequest
+) -> RequestKey | None:
+    """Return the request's name as the catalogue keeps it: a key is one of its caller's own."""
     if key is None:
         return None
-    return RequestKey(hashlib.sha256(key.encode()).hexdigest(), asked.digest())
+    whole = json.dumps([None if caller is None else caller.name, key])
+    return RequestKey(hashlib.sha256(whole.encode()).hexdigest(), asked.digest())
 
 
 @router.get("/lesions", responses=ERRORS)
@@ -213,4 +219,5 @@ def _show_receipt(receipt: Receipt, request: Request, service: Service) -> Erasu
         images=receipt.images,
         thumbnails=receipt.thumbnails,
         revision=receipt.revision,
+        log_is_empty=receipt.log_is_empty,
     )

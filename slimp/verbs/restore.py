@@ -11,22 +11,28 @@ def restore(
     out: Annotated[Path, Option(help="the catalogue's folder; it must not exist")],
     ledger: Annotated[
         Path | None,
-        Option(help="the service's ledger folder; else the folder `ledger` beside the catalogue's"),
+        Option(help="the service's ledger folder; else SLIMP_LEDGER, else `ledger` beside --out"),
     ] = None,
+    without_ledger: Annotated[
+        bool, Option("--without-ledger", help="erase nobody again: the service has no ledger yet")
+    ] = False,
 ) -> None:
     """Make a catalogue of a backup, and erase again whoever was erased since."""
     from index.catalogue import Catalogue
-    from index.upkeep import put_back, verify
-    from service.ledger.erasures import Erasures
+    from index.upkeep import check_backup, put_back, verify
+    from service.ledger.erasures import open_erasures
+    from service.settings import read_settings
     from slimp.console import say
 
-    put_back(backup, out)
-    identity = verify(out).identity
-    erasures = Erasures(ledger or out.absolute().parent / "ledger")
-    try:
+    if without_ledger:
+        put_back(backup, out)
+        say(f"{out}: {verify(out).lesions} lesions; nobody was erased again")
+        return
+    check_backup(backup)
+    with open_erasures(read_settings({"catalogue": out, "ledger": ledger}).ledger_folder) as known:
+        put_back(backup, out)
+        identity = verify(out).identity
         with Catalogue.open(out, bundle_id=identity.bundle_id, variant=identity.variant) as opened:
-            erased = erasures.repeat(opened)
+            erased = known.finish(opened)
             opened.save()
             say(f"{out}: {len(opened)} lesions; {erased} that had been erased were erased again")
-    finally:
-        erasures.close()

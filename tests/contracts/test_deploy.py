@@ -11,6 +11,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
+COMPOSE = PROJECT / "docker-compose.yml"
 DASHBOARD = PROJECT / "deploy" / "grafana" / "dashboards" / "slimp.json"
 
 
@@ -44,3 +45,35 @@ def test_labels_of_the_dashboard_are_the_metrics_own() -> None:
             for names, metric in grouped:
                 base = re.sub(r"_(bucket|sum|count|total)$", "", metric)
                 assert set(names.split(", ")) - {"le"} <= labels[base], target["expr"]
+
+
+def test_images_that_are_not_ours_are_of_one_release() -> None:
+    images = re.findall(r"^    image: (\S+)$", COMPOSE.read_text(), re.MULTILINE)
+    foreign = [image for image in images if not image.startswith("slimp-")]
+    assert [image.partition(":")[0] for image in foreign] == ["prom/prometheus", "grafana/grafana"]
+    for image in foreign:
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", image), image
+
+
+def test_nobody_logs_in_to_grafana_and_everybody_there_only_looks() -> None:
+    said = dict(re.findall(r"^      (GF_\w+): \"?(\w+)\"?$", COMPOSE.read_text(), re.MULTILINE))
+    assert {name: value for name, value in said.items() if "ANALYTICS" not in name} == {
+        "GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION": "true",
+        "GF_AUTH_DISABLE_LOGIN_FORM": "true",
+        "GF_AUTH_BASIC_ENABLED": "false",
+        "GF_AUTH_ANONYMOUS_ENABLED": "true",
+        "GF_AUTH_ANONYMOUS_ORG_ROLE": "Viewer",
+    }
+
+
+def test_prometheus_sends_the_key_of_the_file_that_the_site_names() -> None:
+    scraped = (PROJECT / "deploy" / "prometheus.yml").read_text()
+    file = "/run/secrets/slimp"
+    job = f"    authorization:\n      type: Bearer\n      credentials_file: {file}\n"
+    assert job in scraped
+    assert f"      - ${{SLIMP_SCRAPE_KEY_FILE:-/dev/null}}:{file}:ro\n" in COMPOSE.read_text()
+
+
+def test_a_service_without_keys_answers_a_scrape_whose_key_is_empty() -> None:
+    with TestClient(create_app(Settings(log_level="error"))) as client:
+        assert client.get("/metrics", headers={"Authorization": "Bearer"}).status_code == 200

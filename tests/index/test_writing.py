@@ -1,7 +1,10 @@
 """Lesions that come, change and go, under several eyes."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,9 @@ from bundle.errors import (
     StaleCatalogue,
     UnknownLesion,
 )
-from index import cache
+from index import cache, live
 from index.catalogue import Catalogue
-from index.lesions import CatalogueLesion, Edit, RequestKey
+from index.lesions import CatalogueLesion, Edit, RequestKey, StoredLesion
 from tests.fakes import BLUE, GREEN, RED, make_lesion, write_catalogue
 
 BUNDLE_ID = "ab" * 32
@@ -111,6 +114,7 @@ def test_an_erased_patient_is_found_no_more(catalogue: Catalogue, folder: Path) 
     receipt = catalogue.erase_patient("red")
     assert sorted(receipt.lesions) == ["red-0", "red-1", "red-2"]
     assert (receipt.images, receipt.thumbnails, receipt.revision) == (3, 3, 2)
+    assert receipt.log_is_empty
     assert found(catalogue) == {"green-0", "green-1", "green-2"}
     with pytest.raises(UnknownLesion):
         catalogue.lesions_of_patient("red")
@@ -138,6 +142,96 @@ def test_nothing_of_an_erased_patient_lies_in_any_file(folder: Path) -> None:
         catalogue.save()
     for file in folder.iterdir():
         assert [t for t in traces if t in file.read_bytes()] == [], file.name
+
+
+def test_a_cache_is_dropped_only_while_nobody_can_write_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could go in the middle of another process's `save`."""
+    locked = []
+
+    def drop(path: Path) -> None:
+        with closing(sqlite3.connect(path / "catalogue.sqlite", timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                locked.append(path)
+        cache.drop_cache(path)
+
+    monkeypatch.setattr(live, "drop_cache", drop)
+    kept = {f: (folder / f).read_bytes() for f in (cache.VECTORS, cache.DESCRIPTION)}
+    with reopen(folder) as catalogue:
+        catalogue.remove("red-0")
+        catalogue.choose_index(factory="flat")
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    reopen(folder).close()
+    assert locked == [folder] * 3
+    assert not (folder / cache.VECTORS).exists()
+
+
+def test_a_reader_in_another_process_delays_neither_an_erasure_nor_what_empties_the_log(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `slimp backup` reads: it holds what the log held when it began."""
+    log = folder / "catalogue.sqlite-wal"
+    with reopen(folder) as catalogue:
+        catalogue.check()
+        catalogue.add([make_lesion("canary", BLUE, patient_id="canary")])
+        with closing(sqlite3.connect(folder / "catalogue.sqlite", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM lesion").fetchone()
+            started = time.monotonic()
+            receipt = catalogue.erase_patient("canary")
+            assert time.monotonic() - started < 10
+            assert not receipt.log_is_empty
+            assert "another process reads the database" in caplog.text
+            assert b"canary" in log.read_bytes()
+            catalogue.check()
+            catalogue.update("red-0", Edit({}, {"label": "nv"}))
+            assert b"canary" in log.read_bytes()
+        catalogue.check()
+        for file in folder.iterdir():
+            assert b"canary" not in file.read_bytes(), file.name
+
+
+def test_whoever_sees_an_erasure_empties_the_log_if_its_process_was_killed(folder: Path) -> None:
+    with reopen(folder) as catalogue, reopen(folder) as killed:
+        catalogue.check()
+        catalogue.add([make_lesion("canary", BLUE, patient_id="canary")])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(live, "checkpoint", lambda engine, wait_s: False)
+            killed.erase_patient("canary")
+        assert b"canary" in (folder / "catalogue.sqlite-wal").read_bytes()
+        found(catalogue)
+        catalogue.update("red-0", Edit({}, {"label": "nv"}))
+        for file in folder.iterdir():
+            assert b"canary" not in file.read_bytes(), file.name
+
+
+def test_an_edit_is_made_of_the_lesion_as_it_stands_when_it_is_written(
+    catalogue: Catalogue, folder: Path
+) -> None:
+    """No edit that another process was promised is lost in between."""
+    with reopen(folder) as other, ThreadPoolExecutor(1) as threads:
+
+        def relabel(stored: StoredLesion) -> Edit:
+            # The other waits for the write lock that is held here.
+            changed = threads.submit(other.update, "red-0", Edit({}, {"label": "mel"}))
+            assert wait([changed], timeout=0.3).not_done
+            return Edit({"age_years": 1 + float(stored.record["age_years"] or 0)}, {})
+
+        assert catalogue.update("red-0", relabel).record["age_years"] == 31
+    assert catalogue.lesion("red-0").label == "mel"
+    assert catalogue.lesion("red-0").record["age_years"] == 31
+
+    def refuse(stored: StoredLesion) -> Edit:
+        raise InvalidRecord("no")
+
+    revision = catalogue.revision
+    with pytest.raises(InvalidRecord):
+        catalogue.update("red-0", refuse)
+    assert catalogue.revision == revision
 
 
 def test_two_objects_on_one_catalogue_see_each_others_changes(folder: Path) -> None:

@@ -7,6 +7,8 @@ import asyncio
 import datetime
 import itertools
 import re
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from bundle.errors import InvalidSettings
 from service.access.callers import Scope
 from service.access.routes import NEEDED, OPEN, RouteTable
 from service.app import create_app
-from service.ledger.database import open_ledger
+from service.ledger.database import FILE, open_ledger
 from service.ledger.erasures import Erasures
 from service.ledger.keys import ApiKeys
 from service.logging import make_log
@@ -80,6 +82,15 @@ def guarded(
 
 
 FRESH, DOOMED = itertools.count(5000), itertools.count()
+
+
+def refusals_of(ledger: Path) -> int:
+    """Return how many refusals of somebody unknown the audit holds."""
+    with sqlite3.connect(ledger / FILE) as connection:
+        query = "SELECT count(*) FROM audit WHERE status IN (401, 403, 421, 429)"
+        count: int = connection.execute(query).fetchone()[0]
+    connection.close()
+    return count
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -290,6 +301,57 @@ def test_failures_of_one_address_are_limited_and_lock_nobody_out(
         assert elsewhere.get("/model", headers=wrong).status_code == 401
 
 
+def test_strangers_are_limited_and_do_not_fill_the_audit(
+    site: Site, make_runtime: Callable[..., Runtime], tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    shutil.copytree(site.folder, ledger)
+    before = refusals_of(ledger)
+    app = create_app(site.settings(ledger=ledger, failed_auth_per_minute=3), make_runtime())
+    with TestClient(app) as client:
+        statuses = [client.get("/lesions").status_code for _ in range(6)]
+        assert statuses == [401, 401, 401, 429, 429, 429]
+        assert_error(client.get("/nowhere"), 429, "rate_limited", "at most 3 a minute")
+        assert client.get("/livez").status_code == 200
+        assert client.get("/model", headers=bearer(site.keys["read"])).status_code == 200
+    assert refusals_of(ledger) - before == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Host": "evil.example"}, 421), ({"Origin": "https://evil.example"}, 403)],
+)
+def test_who_asks_a_service_without_keys_by_another_name_is_limited(
+    make_app: Callable[..., FastAPI], tmp_path: Path, headers: dict[str, str], status: int
+) -> None:
+    with TestClient(make_app(ledger=tmp_path, failed_auth_per_minute=2)) as client:
+        statuses = [client.get("/lesions", headers=headers).status_code for _ in range(4)]
+        assert statuses == [status, status, 429, 429]
+        assert client.get("/livez", headers=headers).status_code == 429
+        assert client.get("/livez").status_code == 200
+    assert refusals_of(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    ],
+)
+def test_addresses_that_one_stranger_has_are_counted_together(
+    site: Site, make_runtime: Callable[..., Runtime], one: str, other: str, is_same: bool
+) -> None:
+    app = create_app(site.settings(failed_auth_per_minute=1), make_runtime())
+    first, second = (TestClient(app, client=(address, 1)) for address in (one, other))
+    assert first.get("/model").status_code == 401
+    assert first.get("/model").status_code == 429
+    assert second.get("/model").status_code == (429 if is_same else 401)
+    app.state.service.close()
+
+
 # who needs no key
 
 
@@ -348,11 +410,14 @@ def test_off_is_refused_where_other_machines_reach_the_published_port(publish: s
 
 
 @pytest.mark.parametrize("path", ["/livez", "/model", "/", "/page/app.js", "/nowhere"])
-def test_a_name_that_was_made_to_point_here_is_refused(client: TestClient, path: str) -> None:
-    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "192.0.2.1", ""):
-        assert_error(client.get(path, headers={"Host": host}), 421, "misdirected_request")
-    for host in ("localhost", "localhost:8000", "127.0.0.1:8000", "127.0.0.2", "[::1]", "[::1]:80"):
-        assert client.get(path, headers={"Host": host}).status_code != 421
+def test_a_name_that_was_made_to_point_here_is_refused(
+    make_app: Callable[..., FastAPI], path: str
+) -> None:
+    with TestClient(make_app()) as client:
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.0.2.1", ""):
+            assert_error(client.get(path, headers={"Host": host}), 421, "misdirected_request")
+        for host in ("localhost", "localhost:80", "127.0.0.1:80", "127.0.0.2", "[::1]", "[::1]:80"):
+            assert client.get(path, headers={"Host": host}).status_code != 421
 
 
 def test_another_sites_page_cannot_ask_a_service_without_keys(client: TestClient) -> None:

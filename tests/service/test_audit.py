@@ -1,9 +1,11 @@
 """What happened is written down, fits together, and says nothing of anybody."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from sqlalchemy.event import listen
 from starlette.testclient import TestClient
 
 from service.errors import LedgerError
+from service.ledger import audit
 from service.ledger.audit import AuditLog, Event, Head
 from service.ledger.database import FILE
+from service.ledger.erasures import Erasures
 from service.runtime import Runtime
-from tests.fakes import BLUE, RED, draw_image
+from tests.fakes import BLUE, RED, draw_image, make_lesion, write_catalogue
 from tests.service.asking import answer, ask, assert_error
 from tests.service.test_scheduling import Blocked, wait_for
 
@@ -125,6 +129,34 @@ def test_a_cut_tail_with_its_head_moved_back_needs_a_noted_head(folder: Path) ->
     assert verdict(folder) == (4, "row 5 is missing: 5 were written")
 
 
+def test_rows_that_are_written_during_a_verification_are_no_fault(folder: Path) -> None:
+    writer, log = AuditLog(folder), AuditLog(folder)
+
+    def write_meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if "FROM audit_head" in statement:
+            writer.append(event(ROWS + 1))
+
+    listen(log._engine, "before_cursor_execute", write_meanwhile)
+    found = log.verify()
+    assert (found.rows, found.broken) == (ROWS, None)
+    assert writer.verify().rows == ROWS + 1
+    log.close()
+    writer.close()
+
+
+def test_a_ledger_that_remembers_an_erasure_had_rows(folder: Path, tmp_path: Path) -> None:
+    erasures = Erasures(folder)
+    with write_catalogue(tmp_path / "catalogue", [make_lesion("a", RED)]) as catalogue:
+        erasures.erase(catalogue, "lesion", "a")
+    erasures.close()
+    assert verdict(folder) == (ROWS, None)
+    run_sql(folder, "DELETE FROM audit", "DELETE FROM audit_head")
+    rows, broken = verdict(folder)
+    assert rows == 0
+    assert broken is not None
+    assert broken.startswith("no row is there, though somebody was erased")
+
+
 @pytest.fixture
 def audited(
     tmp_path: Path, make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
@@ -180,6 +212,26 @@ def test_the_same_request_has_the_same_hash(audited: TestClient, tmp_path: Path)
         answer(audited, "/classify", draw_image(RED), metadata=metadata)
     first, same, other = (row["input_sha256"] for row in rows_of(tmp_path))
     assert first == same != other
+
+
+def test_words_without_a_picture_are_not_hashed_since_they_could_be_guessed(
+    audited: TestClient, tmp_path: Path
+) -> None:
+    """Both are refused, after their body was read."""
+    words = {"metadata": (None, '{"age_years": 55}')}
+    assert_error(audited.post("/classify", files=words), 422, "invalid_request", "image")
+    assert audited.patch("/lesions/nobody", json={"patient_id": "4711"}).status_code == 404
+    assert [row["input_sha256"] for row in rows_of(tmp_path)] == [None, None]
+
+
+def test_a_request_id_that_the_caller_chose_is_no_word_in_the_audit(
+    audited: TestClient, tmp_path: Path
+) -> None:
+    for sent in ("JaneDoeCanary", "ab" * 16):
+        audited.get("/lesions/red-0", headers={"X-Request-ID": sent})
+    chosen, kept = (row["request_id"] for row in rows_of(tmp_path))
+    assert re.fullmatch("[0-9a-f]{32}", chosen)
+    assert kept == "ab" * 16
 
 
 def test_an_answer_that_cannot_be_written_down_is_not_given(
@@ -249,6 +301,42 @@ def test_rows_that_cannot_be_written_together_all_say_so(folder: Path) -> None:
     failed = append_together(log)
     assert [type(each) for each in failed] == [LedgerError] * ROWS
     run_sql(folder, "DROP TRIGGER full")
+    assert append_together(log) == [None] * ROWS
+    log.close()
+    assert verdict(folder) == (2 * ROWS, None)
+
+
+POISON = [{"caller": "oidc:\ud800"}, {"output": {"n": float("nan")}}, {"output": {"n": object()}}]
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_a_row_that_nothing_can_hold_fails_alone(folder: Path, poison: dict[str, Any]) -> None:
+    log = AuditLog(folder)
+    events = [event(1), replace(event(2), **poison), event(3)]
+    with ThreadPoolExecutor(len(events)) as threads:
+        with log._appending:
+            first, refused, last = [threads.submit(log.append, each) for each in events]
+            wait_for(lambda: len(log._pending) + refused.done() == len(events))
+        with pytest.raises(LedgerError, match="can hold"):
+            refused.result()
+        assert {first.result().sequence, last.result().sequence} == {ROWS + 1, ROWS + 2}
+    log.close()
+    assert verdict(folder) == (ROWS + 2, None)
+
+
+def test_rows_that_fail_in_a_way_nobody_foresaw_all_say_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[Head]:
+        raise ZeroDivisionError("secret")
+
+    log = AuditLog(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "_insert", fail)
+        failed = append_together(log)
+    told = [str(each) for each in failed if isinstance(each, LedgerError)]
+    assert told == ["a row of the audit was not written: ZeroDivisionError"] * (ROWS - 1)
+    assert [type(each) for each in failed].count(ZeroDivisionError) == 1
     assert append_together(log) == [None] * ROWS
     log.close()
     assert verdict(folder) == (2 * ROWS, None)

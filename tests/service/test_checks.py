@@ -1,4 +1,4 @@
-"""Checks that take long are waited for, not piled up."""
+"""Checks that take long are waited for, not piled up; and what a folder must take."""
 
 import asyncio
 import threading
@@ -30,10 +30,13 @@ def test_a_check_that_waits_for_its_database_is_asked_once(
     monkeypatch.setattr(checks, "WITHIN_S", 0.05)
     monkeypatch.setattr(checks, "AGAIN_S", 0.0)
     catalogue = SlowCatalogue(tmp_path)
-    runtime = cast(Runtime, cast(Any, SimpleNamespace(catalogue=catalogue)))
+    runtime = cast(
+        Runtime,
+        cast(Any, SimpleNamespace(catalogue=catalogue, check_catalogue=catalogue.check)),
+    )
 
     async def probe() -> list[tuple[str, ...]]:
-        asking = Checks(runtime, None, [], is_idle=lambda: False)
+        asking = Checks(runtime, None, [], is_idle=lambda: False, failed=lambda: 0)
         found = [await asking.faults() for _ in range(12)]
         asked = catalogue.asked
         catalogue.released.set()
@@ -48,3 +51,17 @@ def test_a_check_that_waits_for_its_database_is_asked_once(
     *waited, ended, again = asyncio.run(probe())
     assert waited == [("the checks did not end within 0.05 s",)] * 12
     assert ended == again == ()
+
+
+def test_a_folder_that_is_gone_is_named_and_one_that_is_written_stays_empty(
+    tmp_path: Path,
+) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.mkdir()
+    runtime = cast(
+        Runtime, cast(Any, SimpleNamespace(catalogue=None, check_catalogue=lambda: None))
+    )
+    asking = Checks(runtime, None, [there, gone], is_idle=lambda: False, failed=lambda: 0)
+    (fault,) = asyncio.run(asking.faults())
+    assert fault == f"disk: {gone} cannot be written (No such file or directory)"
+    assert list(there.iterdir()) == []

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 import service.checks
@@ -111,6 +113,29 @@ def test_inference_that_fails_is_named_and_heals(
         assert client.get("/readyz").status_code == 200
 
 
+def test_inference_that_fails_while_a_request_is_inside_is_told_until_it_heals(
+    make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime], eager: None
+) -> None:
+    """A busy service is not idle for a moment: whoever is inside stands for its load."""
+    encoders = Sick()
+    app = make_app(make_runtime(encoders=encoders), max_concurrency=2)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as callers:
+        encoders.illness.append("hang")
+        inside = callers.submit(ask, client, "/embed", draw_image(RED))
+        wait_until(lambda: app.state.service.scheduler.admitted == 1, within=10)
+        assert client.get("/readyz").status_code == 200
+        encoders.illness[:] = ["nan"]
+        assert_error(ask(client, "/embed", draw_image(RED)), 500, "inference_error")
+        # The second time no other request has failed since.
+        for _ in range(2):
+            assert_error(client.get("/readyz"), 503, "unhealthy", "inference")
+        encoders.illness.clear()
+        assert client.get("/readyz").status_code == 200
+        assert not inside.done()
+        encoders.released.set()
+        assert inside.result().status_code == 200
+
+
 def test_inference_that_hangs_is_answered_in_time_and_told(
     make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime], eager: None
 ) -> None:
@@ -197,28 +222,36 @@ def test_a_database_that_is_gone_is_named_until_it_is_back(site: Path, eager: No
         wait_for(client, 200)
         database.rename(site / "elsewhere")
         assert_error(client.get("/readyz"), 503, "unhealthy", "catalogue.sqlite is gone")
+        assert "slimp_ready 0.0" in client.get("/metrics").text
         (site / "elsewhere").rename(database)
         wait_for(client, 200)
+        assert "slimp_ready 1.0" in client.get("/metrics").text
         answer(client, "/similar", draw_image(RED, seed=77))
 
 
-def test_a_read_only_disk_is_named_and_reading_goes_on(site: Path, eager: None) -> None:
-    """`query_only` is how a connection behaves whose file cannot be written."""
-    with serving(site, audit=False) as client:
-        wait_for(client, 200)
-        answer(client, "/similar", draw_image(RED, seed=77))
-        event.listen(Engine, "checkout", make_read_only)
-        try:
-            files = {"image": ("i.png", draw_image(RED, seed=78))}
-            assert_error(client.post("/lesions", files=files), 503, "catalogue_error")
-            answer(client, "/similar", draw_image(RED, seed=77))
-        finally:
-            event.remove(Engine, "checkout", make_read_only)
-        assert len(client.get("/lesions").json()["lesions"]) == 4
-
-
-def make_read_only(connection: Any, record: object, proxy: object) -> None:
-    connection.execute("PRAGMA query_only=ON")
+@pytest.mark.parametrize(
+    ("audit", "read", "added"),
+    [("true", 503, "ledger_error"), ("false", 200, "catalogue_error")],
+)
+def test_a_disk_that_refuses_every_byte_is_told_and_healed(
+    site: Path, audit: str, read: int, added: str
+) -> None:
+    """A file size of 0 stands for a disk that went read-only; its databases are open already."""
+    environment = {"SLIMP_AUDIT": audit}
+    with running(site, environment, log=Path(os.devnull)) as (client, process):
+        files = {"image": ("i.png", draw_image(RED, seed=78))}
+        _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        assert client.post("/similar", files=files).status_code == read
+        assert_error(client.post("/lesions", files=files), 503, added)
+        wait_until(lambda: client.get("/readyz").status_code == 503, within=20)
+        # The catalogue's link.
+        folders = ["searched"] if audit == "false" else ["ledger", "searched"]
+        said = assert_error(client.get("/readyz"), 503, "unhealthy", *folders)["detail"]
+        assert said.count("cannot be written (File too large)") == len(folders)
+        assert client.get("/livez").status_code == 200
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
+        wait_until(lambda: client.get("/readyz").status_code == 200, within=20)
+        assert client.post("/lesions", files=files).status_code == 201
 
 
 def test_a_ledger_that_is_full_or_gone_is_named_and_nothing_is_answered(
@@ -281,29 +314,34 @@ WORKERS = 2
 
 @contextlib.contextmanager
 def running(
-    site: Path, settings: dict[str, str]
+    site: Path, settings: dict[str, str], log: Path | None = None
 ) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
-    """Yield a client of a service in processes of its own, ready, on links that can be turned."""
+    """Yield a client of a service in processes of its own, ready, on links that can be turned.
+
+    Its log goes to the site's folder, or to the file that is named.
+    """
     (site / "served").symlink_to("bundle")
     (site / "searched").symlink_to("catalogue")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIMP_")}
-    port = "18973"
-    with (site / "log").open("wb") as log:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = str(door.getsockname()[1])
+    with (log or site / "log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "slimp", "serve", "served", "searched", "--port", port],
             cwd=site,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             env={**environment, **settings, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 until = time.monotonic() + 90
-                while time.monotonic() < until:
+                while time.monotonic() < until and process.poll() is None:
                     with contextlib.suppress(httpx.HTTPError):
                         if client.get("/readyz").status_code == 200:
                             break
                     time.sleep(0.2)
+                assert process.poll() is None
                 yield client, process
         finally:
             process.terminate()

@@ -2,16 +2,25 @@
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from httpx2 import Response
 from PIL import Image
 from starlette.testclient import TestClient
 
+from bundle.encoder import unit_norm
+from bundle.images import content_hash, decode_image
+from index.catalogue import Catalogue
+from index.upkeep import rebuild, verify
+from service import growing, pictures
+from service.growing import Diagnosis, NewLesion
 from service.ledger.erasures import Erasures
 from service.runtime import Runtime
 from tests.fakes import BLUE, GREEN, RED, WHITE, draw_image, make_lesion, write_catalogue
@@ -147,6 +156,44 @@ def test_an_edit_sets_what_it_names(site: TestClient) -> None:
     assert site.patch("/lesions/x", json={}).json()["record"] == said["record"]
 
 
+def test_an_edit_keeps_what_another_was_promised_a_moment_before(
+    tmp_path: Path, make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever names no label leaves the one that is there when the edit is written."""
+    with write_catalogue(tmp_path / "catalogue", [make_lesion("x", RED)]) as catalogue:
+        runtime, write = make_runtime(catalogue=catalogue), Catalogue.update
+        runtime.edit_lesion("x", {"label": "nv", "confirmed_by": "clinical"})
+
+        def late(*asked: Any) -> Any:
+            monkeypatch.undo()
+            runtime.edit_lesion("x", {"label": "mel", "confirmed_by": "histopathology"})
+            return write(*asked)
+
+        monkeypatch.setattr(Catalogue, "update", late)
+        said = runtime.edit_lesion("x", {"confirmed_by": "consensus", "metadata": {"sex": "male"}})
+        assert (said.label, said.malignant, said.confirmed_by) == ("mel", True, "consensus")
+
+
+def test_a_full_size_picture_is_decoded_only_while_decoding_is_held(
+    tmp_path: Path, make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding, held = threading.BoundedSemaphore(1), []
+
+    def decode(*asked: Any) -> Any:
+        held.append(not decoding.acquire(blocking=False))
+        return decode_image(*asked)
+
+    for module in (growing, pictures):
+        monkeypatch.setattr(module, "decode_image", decode)
+    with write_catalogue(tmp_path / "catalogue", [make_lesion("x", RED)]) as catalogue:
+        runtime = make_runtime(catalogue=catalogue)
+        models = replace(runtime.models, decoding=decoding)
+        new = NewLesion([draw_image(BLUE), draw_image(BLUE, seed=1)], {}, Diagnosis())
+        replace(runtime, models=models).add_lesion(new, None)
+    # Both for the models, one of them for the small picture.
+    assert held == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -167,15 +214,33 @@ def test_a_wrong_edit_is_refused(site: TestClient, body: bytes, status: int, cod
     assert site.get("/lesions/red-0").json()["confirmed_by"] is None
 
 
+def lie_in(folder: Path, traces: list[bytes]) -> set[bytes]:
+    """Return which of these bytes some file holds."""
+    files = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    return {trace for trace in traces if any(trace in content for content in files)}
+
+
 def test_an_erasure_gives_a_receipt_and_leaves_nothing(site: TestClient, tmp_path: Path) -> None:
-    post(site, lesion_id="canary-lesion", patient_id="canary-patient")
+    image = draw_image((13, 57, 201), seed=5)
+    small = site.get(
+        post(site, image, lesion_id="canary-lesion", patient_id="canary-patient").json()[
+            "thumbnail_url"
+        ]
+    ).content
+    vector = np.asarray([answer(site, "/embed", image)["embedding"]], np.float32)
+    traces = [b"canary", small, content_hash(decode_image(image)).encode()]
+    traces += [v.astype("<f4").tobytes() for v in (vector, unit_norm(vector))]
+    # The vector's direction is in memory alone until it is saved.
+    assert lie_in(tmp_path, traces) == set(traces[:-1])
     receipt = site.delete("/patients/canary-patient").json()
     assert (receipt["lesions"], receipt["images"], receipt["thumbnails"]) == (1, 1, 1)
     assert_error(site.delete("/patients/canary-patient"), 404, "unknown_lesion")
     assert_error(site.get("/lesions/canary-lesion"), 404, "unknown_lesion")
     assert_error(site.delete("/lesions/canary-lesion"), 404, "unknown_lesion")
-    for file in (p for p in tmp_path.rglob("*") if p.is_file()):
-        assert b"canary" not in file.read_bytes(), file.name
+    assert lie_in(tmp_path, traces) == set()
+    assert verify(tmp_path / "catalogue").faults == ()
+    rebuild(tmp_path / "catalogue")
+    assert lie_in(tmp_path, traces) == set()
     assert site.delete("/lesions/red-1").json()["lesions"] == 1
     hits = answer(site, "/similar", draw_image(RED, seed=50), k=5)["hits"]
     assert [hit["lesion_id"] for hit in hits] == ["red-0"]

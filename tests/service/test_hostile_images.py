@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 from starlette.testclient import TestClient
 
+from benchmarks.hostile_images import KEPT_MIB, Line, kept_mib, median_round
 from tests.fakes import RED, draw_image
 from tests.service.asking import answer, ask, assert_error
-from tests.service.image_corpus import FORMATS, corpus, sound_files
+from tests.service.image_corpus import FORMATS, Entry, corpus, sound_files
 
 ANSWERS = {(200, "answered"), (200, "not_assessable")}
 REFUSALS = {
@@ -50,6 +51,21 @@ def test_the_content_type_and_the_name_of_a_file_change_nothing(client: TestClie
         response = client.post("/embed", files={"image": (name, image, kind)})
         said.append(response.json()["embedding"])
     assert said[0] == said[1] == said[2]
+
+
+def test_the_benchmark_judges_the_median_round_and_no_lucky_one() -> None:
+    entry = Entry("a refusal", b"", sound=False)
+    slow = [Line(entry, 400, cpu_ms, 2 * cpu_ms, 0) for cpu_ms in (10, 300, 250)]
+    assert median_round(slow).failure == "a refusal: 250 ms, more than 200"
+    assert median_round(slow).wall_ms == 500
+    assert median_round([slow[0], slow[1], slow[0]]).failure is None
+    once = [slow[0], Line(entry, 500, 5, 5, 0), slow[0]]
+    assert median_round(once).failure == "a refusal: answered with 500"
+
+
+def test_the_benchmark_tells_memory_that_is_kept_from_memory_that_comes_and_goes() -> None:
+    assert kept_mib([100, 300, 320, 330, 330, 340, 330, 331]) < KEPT_MIB
+    assert kept_mib([100.0 + 40 * round_ for round_ in range(8)]) > KEPT_MIB
 
 
 def test_the_corpus_holds_every_format() -> None:

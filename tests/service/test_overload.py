@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,17 @@ from fastapi import FastAPI
 from httpx2 import Client
 from starlette.types import Receive, Scope, Send
 
+from service.access.callers import Scope as AccessScope
 from service.batching import BatchedEncoders, Batching
+from service.ledger.database import open_ledger
+from service.ledger.keys import ApiKeys
 from service.runtime import Runtime
 from service.server import DrainingServer
 from service.settings import Settings
 from service.shedding import Refusal, Turnstile
 from tests.fakes import RED, draw_image
 from tests.service.asking import assert_error
+from tests.service.test_connections import connect, serving
 from tests.service.test_scheduling import Blocked, wait_for
 
 LARGE = b"x" * 6_000_000
@@ -60,14 +65,15 @@ def test_who_is_turned_away_is_answered_as_everybody_is_and_counted(
     full: str,
 ) -> None:
     with Client(base_url=full, timeout=60) as client:
-        sent = {"X-Request-ID": "abc", "Priority": "u=7"}
+        request_id = "ab" * 16
+        sent = {"X-Request-ID": request_id, "Priority": "u=7"}
         away = client.post("/embed", files={"image": b"x"}, headers=sent)
         other = client.post("/nowhere", files={"image": b"x"})
-        refused = client.get("/nowhere", headers={"X-Request-ID": "abc"})
+        refused = client.get("/nowhere", headers={"X-Request-ID": request_id})
         metrics = client.get("/metrics").text
     assert_error(away, 429, "overloaded")
     assert_error(other, 429, "overloaded")
-    assert away.json()["request_id"] == away.headers["x-request-id"] == "abc"
+    assert away.json()["request_id"] == away.headers["x-request-id"] == request_id
     assert away.headers["retry-after"] == "2"
     assert away.json().keys() == refused.json().keys()
     assert refused.headers.keys() - away.headers.keys() == set()
@@ -96,6 +102,25 @@ def test_of_a_burst_as_many_come_in_as_have_a_place(
         assert len(inside) == places
         for each in inside:
             asyncio.run(each(arriving(), None, None))  # type: ignore[arg-type]
+
+
+def test_strangers_who_send_no_body_take_nobodys_place(
+    tmp_path: Path, make_app: Callable[..., FastAPI]
+) -> None:
+    engine = open_ledger(tmp_path)
+    key, _ = ApiKeys(engine).create(label="a", scope=AccessScope.READ)
+    engine.dispose()
+    app = make_app(auth="on", ledger=tmp_path, max_concurrency=1, max_queue=0)
+    head = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+    with serving(app) as (_, port), ExitStack() as lingering:
+        for _ in range(3):
+            stranger = lingering.enter_context(connect(port))
+            stranger.sendall(head)
+            assert b"401 Unauthorized" in stranger.recv(65_536)
+        with Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            headers = {"Authorization": f"Bearer {key}"}
+            files = {"image": draw_image(RED)}
+            assert client.post("/embed", files=files, headers=headers).status_code == 200
 
 
 def test_a_request_without_a_body_keeps_its_connection(full: str) -> None:

@@ -1,7 +1,8 @@
-"""Nothing of an upload is logged, counted or written to disk."""
+"""Nothing of an upload but its pixels is answered, logged, counted, traced or written to disk."""
 
 import asyncio
 import io
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,16 +10,38 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.testclient import TestClient
 
 from bundle.images import decode_image
+from service.ledger.audit import open_audit
+from service.ledger.database import FILE
+from service.ledger.erasures import Erasures
 from service.logging import make_log
+from service.runtime import Runtime
 from tests.canaries import CANARY, canary_images, holds
-from tests.fakes import RED, draw_image
+from tests.fakes import BLUE, RED, draw_image, make_lesion, write_catalogue
 
-PATHS = (("/classify", "image"), ("/similar", "image"), ("/embed", "image"), ("/risk", "images"))
-SOUND = {200}
+PATHS = (
+    ("/classify", "image"),
+    ("/similar", "image"),
+    ("/embed", "image"),
+    ("/risk", "images"),
+    ("/lesions", "image"),
+)
+SOUND = {200, 201}
 REFUSED = {400, 415, 422}
+# What every request carries beside its form.
+MARKED = {
+    "User-Agent": CANARY,
+    "Cookie": f"name={CANARY}",
+    "X-Request-ID": CANARY,
+    "Referer": f"http://localhost/{CANARY}",
+    "Priority": CANARY,
+    "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01",
+    "tracestate": f"patient={CANARY}",
+    "baggage": f"patient={CANARY}",
+}
 
 
 def forms(name: str, data: bytes, path: str) -> Iterator[tuple[set[int], dict[str, Any]]]:
@@ -32,37 +55,85 @@ def forms(name: str, data: bytes, path: str) -> Iterator[tuple[set[int], dict[st
         yield REFUSED, {"files": {name: part}, "data": {kind: f'{{"{CANARY}": "{CANARY}"}}'}}
 
 
+def planted() -> Iterator[tuple[str, bytes]]:
+    """Yield every slot with a picture of its own: the catalogue takes a picture once."""
+    for slot in itertools.count():
+        picture = decode_image(draw_image(RED, size=200, seed=1000 + slot))
+        found = list(itertools.islice(canary_images(picture), slot, slot + 1))
+        if not found:
+            return
+        yield found[0]
+
+
+def ask_all(client: TestClient) -> int:
+    """Send every slot to every route that takes a picture; return how many requests it took."""
+    asked = 0
+    for number, (slot, data) in enumerate(planted()):
+        for path, name in PATHS:
+            for statuses, form in forms(name, data, path):
+                key = {"Idempotency-Key": f"{CANARY} {number}"} if path == "/lesions" else {}
+                response = client.post(path, headers=key, **form)
+                assert response.status_code in statuses, (slot, path, response.text)
+                # A field that is unknown is named to who sent it, and to nobody else.
+                if "data" not in form:
+                    assert not holds(response.content), (slot, path)
+                assert not holds(str(response.headers).encode()), (slot, path)
+                asked += 1
+    client.get(f"/lesions/{CANARY}/similar?filter={CANARY}")
+    client.get(f"/{CANARY}?{CANARY}={CANARY}")
+    client.patch(f"/lesions/{CANARY}", json={CANARY: CANARY})
+    client.patch("/lesions/seed", json={"label": CANARY})
+    client.delete(f"/patients/{CANARY}")
+    return asked
+
+
+def holding(folder: Path) -> list[str]:
+    """Return the files below a folder that hold the canary."""
+    files = [each for each in folder.rglob("*") if each.is_file()]
+    return [str(each) for each in files if holds(each.read_bytes())]
+
+
 def test_a_canary_in_every_slot_is_nowhere_afterwards(
     make_app: Callable[..., FastAPI],
+    make_runtime: Callable[..., Runtime],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    spans: InMemorySpanExporter,
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    app = make_app()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    catalogue = write_catalogue(tmp_path / "catalogue", [make_lesion("seed", BLUE)])
+    erasures = Erasures(tmp_path / "ledger")
+    runtime = make_runtime(catalogue=catalogue, erasures=erasures)
+    app = make_app(runtime, ledger=tmp_path / "ledger")
     app.state.service.log = make_log("debug")
-    picture = decode_image(draw_image(RED, size=200))
-    asked = 0
-    with TestClient(app, headers={"User-Agent": CANARY, "Cookie": f"name={CANARY}"}) as client:
-        for slot, data in canary_images(picture):
-            for path, name in PATHS:
-                for statuses, form in forms(name, data, path):
-                    response = client.post(path, **form)
-                    assert response.status_code in statuses, (slot, path, response.text)
-                    # A field that is unknown is named to who sent it, and to nobody else.
-                    if "data" not in form:
-                        assert not holds(response.content), (slot, path)
-                    assert not holds(str(response.headers).encode()), (slot, path)
-                    asked += 1
-        client.get(f"/lesions/{CANARY}/similar?filter={CANARY}")
-        client.get(f"/{CANARY}?{CANARY}={CANARY}")
+    with TestClient(app, headers=MARKED) as client:
+        asked = ask_all(client)
         metrics = client.get("/metrics").content
+        # Databases are open: what was written last lies in the files beside them.
+        assert holding(tmp_path) == []
+    slots = len(catalogue) - 1
+    runtime.close()
     logged = capsys.readouterr()
-    assert asked > 400
+    assert asked == slots * sum(2 if path == "/embed" else 3 for path, _ in PATHS)
+    assert slots > 40
+    with open_audit(tmp_path / "ledger") as audit:
+        assert audit.verify().rows > asked
+    assert {each.name for each in tmp_path.glob("*/*")} >= {
+        "catalogue.sqlite",
+        "vectors.faiss",
+        FILE,
+    }
+    assert holding(tmp_path) == []
+    assert list(temporary.iterdir()) == []
     assert '"event": "request"' in logged.out
     assert not holds((logged.out + logged.err).encode())
     assert not holds(metrics)
-    assert list(tmp_path.iterdir()) == []
+    ended = spans.get_finished_spans()
+    assert "POST /lesions" in {span.name for span in ended}
+    assert [span.name for span in ended if holds(span.to_json().encode())] == []
 
 
 def test_log_lines_below_the_level_are_not_written() -> None:

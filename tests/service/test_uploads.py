@@ -14,8 +14,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from bundle.errors import LesionError
-from service.errors import MalformedUpload, RequestTooLarge
-from service.uploads import Form, FormLimits, FormParts, read_form
+from service.errors import InvalidRequest, MalformedUpload, RequestTooLarge
+from service.uploads import Form, FormLimits, FormParts, _Collector, read_form
 from tests.fakes import RED, draw_image
 from tests.service.asking import answer, ask, assert_error
 
@@ -87,6 +87,25 @@ def test_a_body_that_ends_early_is_refused(cut: int) -> None:
 def test_a_boundary_that_cannot_be_is_refused(content_type: str) -> None:
     with pytest.raises(MalformedUpload):
         read(form_body(("k", b"3")), content_type=content_type)
+
+
+def test_after_a_wrong_part_nothing_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(_Collector, "on_part_begin", lambda self: begun.append(self))
+    taken: list[int] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            taken.append(1)
+            yield b"--line\r\n\r\n\r\n" * 20
+
+    async def run() -> None:
+        await read_form(TYPE, chunks(), PARTS, LIMITS)
+
+    with pytest.raises(InvalidRequest, match="unknown part ''"):
+        anyio.run(run)
+    assert len(begun) == 1
+    assert len(taken) == 3
 
 
 def test_a_body_above_its_limit_is_not_read_to_the_end() -> None:

@@ -3,13 +3,15 @@
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from index import cache
+from index import cache, upkeep
 from index.catalogue import Catalogue
+from index.lesions import Edit
 from service.ledger.audit import AuditLog, Event
 from service.ledger.database import FILE
 from service.ledger.erasures import Erasures
@@ -97,11 +99,106 @@ def test_a_restored_backup_forgets_whoever_was_erased_since(site: Path, slimp: S
     assert ended.code == 0, ended
     assert "3 lesions; 3 that had been erased were erased again" in ended.out
     with reopen(site) as opened:
-        assert {name for name, _, _ in opened.names()} == {"green-0", "green-1", "green-2"}
+        held = {lesion.lesion_id for lesion in opened.lesions_after(0, 100)[0]}
+        assert held == {"green-0", "green-1", "green-2"}
     for file in catalogue.iterdir():
         assert b"patient red" not in file.read_bytes(), file.name
     assert slimp("catalogue", "verify", str(catalogue)).code == 0
     assert slimp("restore", str(backup), "--out", str(catalogue)).code == 1
+
+
+def test_a_restoration_asks_the_ledger_that_the_service_asks(
+    site: Path, slimp: Slimp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slimp("backup", str(site / "catalogue"), "--out", str(site / "backup"))
+    erasures = Erasures(site / "elsewhere")
+    with reopen(site) as opened:
+        erasures.erase(opened, "patient", "patient red")
+    erasures.close()
+    out = site / "new" / "catalogue"
+    ended = slimp("restore", str(site / "backup"), "--out", str(out))
+    assert ended.code == 1
+    assert "expected the ledger that knows who was erased" in ended.err
+    assert not (site / "new").exists()
+    monkeypatch.setenv("SLIMP_LEDGER", str(site / "elsewhere"))
+    ended = slimp("restore", str(site / "backup"), "--out", str(out))
+    assert "3 lesions; 3 that had been erased were erased again" in ended.out
+    ended = slimp("restore", str(site / "backup"), "--out", str(site / "all"), "--without-ledger")
+    assert "6 lesions; nobody was erased again" in ended.out
+    assert not (site / "ledger").exists()
+
+
+def test_a_restoration_keeps_what_was_written_after_an_erasure(site: Path, slimp: Slimp) -> None:
+    """A lesion that was there before, and was found to be the patient's since."""
+    erasures = Erasures(site / "ledger")
+    with reopen(site) as opened:
+        erasures.erase(opened, "patient", "patient red")
+        opened.update("green-0", Edit({}, {"patient_id": "patient red"}))
+    erasures.close()
+    slimp("backup", site / "catalogue", "--out", site / "backup")
+    ended = slimp("restore", site / "backup", "--out", site / "again")
+    assert "3 lesions; 0 that had been erased were erased again" in ended.out
+
+
+@pytest.mark.parametrize(
+    "stray", ["vectors.faiss.part", "near.faiss.part", "catalogue.sqlite.old", "../.catalogue.x1y2"]
+)
+def test_what_no_erasure_reaches_is_named(site: Path, slimp: Slimp, stray: str) -> None:
+    """As a process leaves it that was killed while it wrote, or a person who made a copy."""
+    path = site / "catalogue" / stray
+    if path.name.startswith("."):
+        path.mkdir()
+        shutil.copy(site / "catalogue" / "catalogue.sqlite", path)
+    else:
+        path.write_bytes(b"whoever was erased")
+    (site / "catalogue" / "notes.txt").write_text("the site's own")
+    ended = slimp("catalogue", "verify", str(site / "catalogue"))
+    assert ended.code == 1
+    assert f"{Path(stray).name} may hold who was erased: remove it" in ended.out
+    assert "1 faults" in ended.out
+
+
+def test_a_backup_names_those_that_were_cut_off(site: Path, slimp: Slimp) -> None:
+    (site / "backups" / ".monday.x1y2").mkdir(parents=True)
+    left = site / "backups" / ".monday.x1y2" / "catalogue.sqlite"
+    assert "cut off" not in slimp("backup", site / "catalogue", "--out", site / "backups" / "1").out
+    shutil.copy(site / "catalogue" / "catalogue.sqlite", left)
+    ended = slimp("backup", site / "catalogue", "--out", site / "backups" / "tuesday")
+    assert ended.code == 0
+    assert f"{left.parent}: left by a command that was cut off" in ended.out
+
+
+def test_a_backup_and_what_is_put_back_are_on_the_disk_before_they_have_their_name(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    for name in ("backup", "again"):
+        synced.clear()
+        out = site / "new" / name
+
+        def note(path: Path, out: Path = out) -> None:
+            synced.append((path.name, out.exists()))
+
+        monkeypatch.setattr(upkeep, "sync", note)
+        if name == "backup":
+            upkeep.back_up(site / "catalogue", out)
+        else:
+            upkeep.put_back(site / "new" / "backup", out)
+        *files, (stage, _), parent = synced
+        assert {file for file, named in files if not named} == {f.name for f in out.iterdir()}
+        assert stage.startswith(f".{name}.")
+        assert parent == ("new", True)
+
+
+def test_a_catalogue_that_is_read_elsewhere_is_not_called_rebuilt(site: Path, slimp: Slimp) -> None:
+    database = site / "catalogue" / "catalogue.sqlite"
+    with closing(sqlite3.connect(database, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM lesion").fetchone()
+        ended = slimp("catalogue", "rebuild", site / "catalogue")
+    assert ended.code == 1
+    assert "another process reads the database" in ended.err
+    assert slimp("catalogue", "rebuild", site / "catalogue").code == 0
 
 
 def test_a_backup_that_was_changed_is_refused(site: Path, slimp: Slimp) -> None:

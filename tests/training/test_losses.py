@@ -58,6 +58,57 @@ def test_pairs_that_cannot_be_told_apart_cost_the_logarithm_of_their_number(coun
     assert term.negatives == count - 1
 
 
+def equicorrelated(count: int, correlation: float) -> torch.Tensor:
+    """Return (count, count) unit rows, every two of them with this inner product."""
+    gram = torch.full((count, count), correlation, dtype=torch.double).fill_diagonal_(1)
+    rows: torch.Tensor = torch.linalg.cholesky(gram)
+    return rows
+
+
+def info_nce_of_all(first: torch.Tensor, second: torch.Tensor, scale: float) -> float:
+    """Return the loss where every pair takes part and none is excluded."""
+    count = len(first)
+    nothing = torch.zeros(count, count, dtype=torch.bool)
+    everyone = torch.ones(count, dtype=torch.bool)
+    term = info_nce(first, second, torch.tensor(scale), excluded=nothing, valid=everyone)
+    return term.loss.item()
+
+
+@pytest.mark.parametrize(
+    ("count", "correlation", "scale", "loss"),
+    [(6, 0.4, 3, 0.6023985), (6, 0.4, 14, None), (5, -0.2, 2, None), (11, 0.9, 3, None)],
+)
+def test_equally_correlated_pairs_cost_their_closed_form(
+    count: int, correlation: float, scale: float, loss: float | None
+) -> None:
+    rows = equicorrelated(count, correlation)
+    expected = math.log(1 + (count - 1) * math.exp(scale * (correlation - 1)))
+    assert info_nce_of_all(rows, rows, scale) == pytest.approx(expected, rel=1e-9)
+    if loss is not None:
+        assert expected == pytest.approx(loss, abs=5e-8)
+
+
+@pytest.mark.parametrize("scale", [3.0, 8.0])
+def test_a_partner_that_everyone_resembles_costs_each_direction_its_own(scale: float) -> None:
+    """All of the first side resemble the second side's row 0, and nobody else's partner."""
+    count, own, hub = 6, 0.7, 0.3
+    similar = torch.eye(count, dtype=torch.double) * own
+    similar[1:, 0] = hub
+    # Axes of its own make each of the second rows a unit, and leave the products as they are.
+    rest = (1 - similar.square().sum(0)).sqrt().diag()
+    first = torch.eye(count, 2 * count, dtype=torch.double)
+    second = torch.cat([similar.T, rest], dim=1)
+
+    partner, others, resembling = math.exp(scale * own), count - 1, math.exp(scale * hub)
+    to_second = math.log(partner + others) + others * math.log(partner + resembling + others - 1)
+    to_first = math.log(partner + others * resembling) + others * math.log(partner + others)
+    to_second, to_first = (total / count - scale * own for total in (to_second, to_first))
+    expected = (to_second + to_first) / 2
+    assert abs(to_second - to_first) > 0.01 * expected
+    assert info_nce_of_all(first, second, scale) == pytest.approx(expected, rel=1e-9)
+    assert info_nce_of_all(second, first, scale) == pytest.approx(expected, rel=1e-9)
+
+
 def test_orthogonal_partners_at_a_large_scale_cost_nothing() -> None:
     axes = torch.eye(7)
     term = info_nce(

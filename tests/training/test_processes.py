@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from cohort.cohort import Cohort
-from tests.training.shares import PROCESSES, gradients_of
+from tests.training.shares import (
+    OBJECTIVES,
+    PROCESSES,
+    gradients_of,
+    val_loss_of,
+    with_objective,
+)
 from tests.training.squares import read_metrics, tiny_config
 from training.run import TOWERS, load_towers, read_info
 from training.trainer import pretrain
@@ -24,7 +30,19 @@ STILL = tiny_config(
     objective={"column_dropout": 0.0, "pooling": "attention"},
     augment={"min_crop": 1.0, "flip": False},
     optimiser={"epochs": 2},
+    fit={"dropout": 0.0},
 )
+# What an objective learns beside its layers, or the last of them.
+LEARNED = {
+    "nested": {"objective.lesion_log_scale", "objective.patient_log_scale"},
+    "nested beside views": {"objective.lesion_log_scale", "views.projection.2.weight"},
+    "flat": {"objective.log_scale"},
+    "clip": {"objective.log_scale"},
+    "siglip": {"objective.log_scale", "objective.bias"},
+    "simclr": {"objective.projection.2.weight"},
+    "mae": {"objective.decoder.decoder_pred.weight"},
+    "supervised": {"objective.classifier.votes.1.weight", "objective.classifier.image_vote.bias"},
+}
 
 
 class Together(NamedTuple):
@@ -57,13 +75,18 @@ def together(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Togeth
     return Together(folder, [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)])
 
 
-def test_two_processes_have_the_gradient_of_one(cohort: Cohort, together: Together) -> None:
-    expected = gradients_of(STILL, cohort, (0, 1))
-    assert len(expected) > 30
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_have_the_gradient_of_one(
+    cohort: Cohort, together: Together, name: str
+) -> None:
+    expected = gradients_of(with_objective(STILL, name), cohort, (0, 1))
+    trained = {n for n, gradient in expected.items() if gradient.any()}
+    assert trained > LEARNED[name]
+    assert len(trained) > 20
     for found in together.found:
-        for name, gradient in expected.items():
-            off = (found["gradients"][name] - gradient).abs().max()
-            assert off <= 1e-6 * gradient.abs().max() + 1e-15, name
+        for part, gradient in expected.items():
+            off = (found["gradients"][name][part] - gradient).abs().max()
+            assert off <= 1e-6 * gradient.abs().max() + 1e-15, part
 
 
 def test_ids_and_flags_are_gathered_as_they_are(together: Together) -> None:
@@ -101,3 +124,11 @@ def test_a_resumed_run_of_two_processes_ends_with_the_weights_of_an_uninterrupte
 def test_batch_norm_over_processes_is_refused(together: Together) -> None:
     for found in together.found:
         assert "expected one process with a convolutional stem" in found["refused"]
+
+
+def test_processes_agree_on_the_loss_that_chooses_the_weights(
+    cohort: Cohort, together: Together
+) -> None:
+    first, second = (found["val_loss"] for found in together.found)
+    # Each weighs the batches by its own images, and decides by the sum over all.
+    assert first == second == pytest.approx(val_loss_of(STILL, cohort, (0, 1)), rel=1e-5)
