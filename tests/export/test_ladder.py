@@ -1,6 +1,7 @@
 """Lower precisions: measured on held-out images, chosen only where they are worth their cost."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +32,17 @@ FloatArray = npt.NDArray[np.float32]
 @pytest.fixture(scope="module")
 def laddered(
     exported: Exported, cohort: Cohort, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
+) -> Iterator[Bundle]:
     out = tmp_path_factory.mktemp("ladder") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
         # Where there is no bfloat16, the same path runs in float32.
         is_capable = any(flag in _flags() for flag in ("amx_bf16", "avx512_bf16"))
         capable = openvino_session.PRECISION if is_capable else "f32"
         patch.setattr(openvino_session, "PRECISION", capable)
-        export_run(exported.run, out, cohort=cohort)
-    return open_bundle(out)
+        with pytest.MonkeyPatch.context() as graphs:
+            graphs.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
+            export_run(exported.run, out, cohort=cohort)
+        yield open_bundle(out)
 
 
 def _flags() -> str:
@@ -93,6 +95,7 @@ def test_a_rung_that_cannot_run_here_is_left_out_with_the_reason(
 ) -> None:
     monkeypatch.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(openvino_session, "PRECISION", "bf16")
     broken = Path.write_bytes
     monkeypatch.setattr(
         export.pack, "write_int8", lambda graph, path: broken(path, b"no graph") and None
