@@ -30,12 +30,13 @@ class Conformal(Frozen):
     """Split conformal thresholds: a label enters the set when 1 - p is at most its quantile.
 
     A quantile of 1 takes the label in always. `scope` says per label whether the quantile is the
-    label's own (30 or more calibration lesions) or the marginal one.
+    label's own (30 or more calibration lesions), that of all rarer labels' lesions together, or, in
+    bundles that were made before those were joined, that of all lesions.
     """
 
     alpha: float = Field(gt=0, lt=1)
     quantiles: tuple[float, ...]
-    scope: tuple[Literal["label", "marginal"], ...]
+    scope: tuple[Literal["label", "rare", "marginal"], ...]
     lesions: int = Field(ge=0)
 
     @model_validator(mode="after")

@@ -193,7 +193,7 @@ def make_calibration(**overrides: Any) -> Calibration:
         temperature=1.0,
         bias=(0.0,) * len(LABELS),
         conformal=Conformal(
-            alpha=0.1, quantiles=(0.9,) * 3, scope=("label", "label", "marginal"), lesions=90
+            alpha=0.1, quantiles=(0.9,) * 3, scope=("label", "label", "rare"), lesions=90
         ),
         expected_calibration_error=0.02,
         lesions=90,

@@ -1,7 +1,6 @@
 """Fitting what `bundle/calibration.py` applies, on groups that neither heads nor encoders saw."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -159,21 +158,26 @@ def _log_losses(logits: FloatArray, label: IntArray, prior: FloatArray) -> Float
 def fit_conformal(probabilities: FloatArray, label: IntArray, *, alpha: float) -> Conformal:
     """Return split conformal thresholds, a label's own where it has lesions enough.
 
+    Rare labels share the quantile of their lesions together (Mondrian conformal prediction, Vovk et
+    al., 2005): that of all lesions is made by the frequent ones, and left rare labels out of nearly
+    every set.
+
     Args:
         probabilities: (N, C) float32, calibrated.
         label: (N,) int64.
         alpha: miss rate.
     """
     misfit = 1 - probabilities[np.arange(len(label)), label]
-    marginal = conformal_quantile(misfit, alpha)
-    quantiles, scope = [], list[Literal["label", "marginal"]]()
-    for number in range(probabilities.shape[1]):
-        own = misfit[label == number]
-        enough = len(own) >= MIN_LABEL_LESIONS
-        quantiles.append(conformal_quantile(own, alpha) if enough else marginal)
-        scope.append("label" if enough else "marginal")
+    is_rare = np.bincount(label, minlength=probabilities.shape[1]) < MIN_LABEL_LESIONS
+    together = conformal_quantile(misfit[is_rare[label]], alpha)
     return Conformal(
-        alpha=alpha, quantiles=tuple(quantiles), scope=tuple(scope), lesions=len(label)
+        alpha=alpha,
+        quantiles=tuple(
+            together if rare else conformal_quantile(misfit[label == number], alpha)
+            for number, rare in enumerate(is_rare)
+        ),
+        scope=tuple("rare" if rare else "label" for rare in is_rare),
+        lesions=len(label),
     )
 
 

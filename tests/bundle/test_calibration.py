@@ -231,7 +231,7 @@ def test_a_calibration_survives_its_own_json() -> None:
         ({"alpha": 0}, "greater than 0"),
         ({"alpha": 1}, "less than 1"),
         ({"quantiles": (0.1,)}, "one entry a label"),
-        ({"scope": ("label", "patient")}, "'label' or 'marginal'"),
+        ({"scope": ("label", "patient")}, "'label', 'rare' or 'marginal'"),
         ({"quantiles": (0.1, math.inf)}, "finite"),
         ({"lesions": -1}, "greater than or equal to 0"),
         ({"note": ""}, "not permitted"),

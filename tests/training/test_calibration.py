@@ -131,39 +131,51 @@ def test_conformal_sets_hold_the_truth_as_often_as_promised() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.25])
-@pytest.mark.parametrize("count", [300, MIN_LABEL_LESIONS - 1])
+@pytest.mark.parametrize("count", [300, 80, MIN_LABEL_LESIONS - 1])
 def test_prediction_sets_are_those_of_crepes(alpha: float, count: int) -> None:
     rng = np.random.default_rng(8)
     scores = rng.normal(0, 1.2, (count + 100, 3)).astype(np.float32)
-    label, probabilities = drawn(scores, rng), softmax(scores)
+    label, probabilities = drawn(scores + np.array([1.2, 0, 0], np.float32), rng), softmax(scores)
     own = fit_conformal(probabilities[:count], label[:count], alpha=alpha)
-    by_label = count > MIN_LABEL_LESIONS
-    assert set(own.scope) == ({"label"} if by_label else {"marginal"})
+    frequent = np.bincount(label[:count]) >= MIN_LABEL_LESIONS
+    assert frequent.sum() == {300: 3, 80: 1, MIN_LABEL_LESIONS - 1: 0}[count]
+    assert [scope == "label" for scope in own.scope] == frequent.tolist()
+    # The rare labels' lesions are one category.
+    category = np.where(frequent, np.arange(3), -1)
     misfit = 1 - probabilities
     theirs = ConformalClassifier().fit(
-        misfit[np.arange(count), label[:count]], bins=label[:count] if by_label else None
+        misfit[np.arange(count), label[:count]], bins=category[label[:count]]
     )
     for row in range(count, count + 100):
-        bins = np.arange(3) if by_label else None
-        p_values = theirs.predict_p(misfit[row][:, None], bins=bins, smoothing=False)
-        # Where no label is left, ours holds the likeliest.
+        p_values = theirs.predict_p(misfit[row][:, None], bins=category, smoothing=False)
+        # Ours always holds the likeliest label too.
         inside = np.flatnonzero(np.ravel(p_values) > alpha).tolist()
-        expected = set(inside) or {int(misfit[row].argmin())}
+        expected = {*inside, int(misfit[row].argmin())}
         assert set(prediction_set(probabilities[row], own)) == expected
 
 
-def test_a_rare_label_takes_the_quantile_of_all() -> None:
-    label = np.array([0] * MIN_LABEL_LESIONS + [1] * (MIN_LABEL_LESIONS - 1))
-    probabilities = softmax(np.random.default_rng(0).normal(0, 1, (59, 2)).astype(np.float32))
-    conformal = fit_conformal(probabilities, label, alpha=0.2)
-    misfit = 1 - probabilities[np.arange(59), label]
+def test_rare_labels_share_a_quantile_that_the_frequent_ones_do_not_make() -> None:
+    """A hundred sure lesions of one label and five doubtful ones of each of two rare labels."""
+    label = np.repeat([0, 1, 2], [100, 5, 5])
+    sure, doubtful = [0.98, 0.01, 0.01], [0.8, 0.1, 0.1]
+    probabilities = np.array([sure] * 100 + [doubtful] * 10, np.float32)
+    conformal = fit_conformal(probabilities, label, alpha=0.1)
     assert isinstance(conformal, Conformal)
-    assert conformal.scope == ("label", "marginal")
-    assert conformal.quantiles == (
-        conformal_quantile(misfit[:MIN_LABEL_LESIONS], 0.2),
-        conformal_quantile(misfit, 0.2),
-    )
-    assert (conformal.alpha, conformal.lesions) == (0.2, 59)
+    assert conformal.scope == ("label", "rare", "rare")
+    assert conformal.quantiles == pytest.approx((0.02, 0.9, 0.9))
+    assert (conformal.alpha, conformal.lesions) == (0.1, 110)
+    assert prediction_set(np.array(doubtful, np.float32), conformal) == [0, 1, 2]
+    # Of all lesions together it would be 0.02, and the set of a doubtful one hold label 0 alone.
+    assert conformal_quantile(1 - probabilities[np.arange(110), label], 0.1) < 0.1
+
+
+def test_a_label_too_rare_for_any_quantile_is_in_every_set() -> None:
+    label = np.repeat([0, 1], [60, 5])
+    probabilities = np.array([[0.99, 0.01]] * 65, np.float32)
+    conformal = fit_conformal(probabilities, label, alpha=0.1)
+    assert conformal.scope == ("label", "rare")
+    assert conformal.quantiles[1] == 1
+    assert 1 in prediction_set(np.array([1.0, 0.0], np.float32), conformal)
 
 
 @pytest.mark.parametrize("count", [5, 30, 40, 200])
