@@ -80,7 +80,7 @@ class Service:
         )
         self.metrics.watch(
             "slimp_ready",
-            "1 when requests are answered, as /readyz says",
+            "1 when requests are answered, as /readyz said when it was asked last",
             lambda: float(self._is_ready),
         )
         self.metrics.watch(
@@ -178,11 +178,6 @@ class Service:
         if faults := await self._faults(runtime):
             raise Unhealthy("; ".join(faults) if told else "a check fails")
         return runtime
-
-    async def look(self) -> None:
-        """Look at what the service stands on, so that the metrics tell what a probe would say."""
-        if self._runtime is not None:
-            await self._faults(self._runtime)
 
     async def _faults(self, runtime: Runtime) -> tuple[str, ...]:
         """Return what is wrong now; asked once a while, however many probes come."""
