@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.retrieval_vectors import CHUNK, DIM, Generator
-from benchmarks.serving import free_port, started
+from benchmarks.serving import started
 from bundle.fields import FieldSchema, Record, Value
 from bundle.store import open_bundle
 from index.catalogue import Catalogue, CatalogueLesion
+from tests.ports import free_port
 
 LESIONS_A_PATIENT = 4
 MIB = 2**20

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import httpx2 as httpx
 from index.upkeep import verify
 from service.ledger.audit import open_audit
 from tests.fakes import BLUE, RED, draw_image, make_lesion, write_bundle, write_catalogue
+from tests.ports import free_port
 
 MOST_BYTES = 1_000_000_000
 WHILE_FULL = 40
@@ -40,9 +40,7 @@ def serving(folder: Path) -> Iterator[httpx.Client]:
     lesions = [make_lesion(f"seed-{n}", RED, seed=n) for n in range(5)]
     bundle_id = bundle.manifest.bundle_id
     write_catalogue(folder / "catalogue", lesions, bundle_id=bundle_id).close()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, "-m", "slimp", "serve", "bundle", "catalogue", "--port", port]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     environ["SLIMP_LEDGER"] = str(folder / "ledger")

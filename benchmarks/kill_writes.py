@@ -17,7 +17,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import httpx2 as httpx
 
 from index.upkeep import verify
 from tests.fakes import BLUE, GREEN, RED, draw_image, make_lesion, write_bundle, write_catalogue
+from tests.ports import free_port
 
 WRITERS = 3
 READY_WITHIN_S = 300
@@ -81,7 +81,7 @@ class Site:
         ]
         bundle_id = bundle.manifest.bundle_id
         write_catalogue(folder / "catalogue", lesions, bundle_id=bundle_id).close()
-        self.ports = [_free_port(), _free_port()]
+        self.ports = [free_port(), free_port()]
         self.services = [self.start(number) for number in (0, 1)]
 
     def url(self, number: int) -> str:
@@ -134,13 +134,6 @@ def two_services(folder: Path) -> Iterator[Site]:
         yield site
     finally:
         site.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Writer(threading.Thread):

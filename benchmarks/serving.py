@@ -18,7 +18,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from bundle.encoder import OnnxEncoders
 from bundle.images import decode_image, prepare_image
 from bundle.store import open_bundle
 from export.ladder import describe_machine
+from tests.ports import free_port
 
 PEERS = ("fastapi", "litserve", "bentoml")
 CLIENTS = 8
@@ -79,12 +79,6 @@ def only(asked: Server | None, up: Iterable[Server]) -> Iterator[None]:
     finally:
         for each in stopped:
             each.resume()
-
-
-def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ import contextlib
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ import numpy as np
 
 from cohort.rows import LesionImage
 from cohort.synthetic import synthetic_source
+from tests.ports import free_port
 
 PATIENTS, SEED = 150, 4711
 CALLERS = 4
@@ -220,9 +220,7 @@ def faults_of(count: Count) -> list[str]:
 @contextlib.contextmanager
 def served(bundle: Path, catalogue: Path, folder: Path) -> Iterator[tuple[str, int]]:
     """Serve a catalogue, which is written to, and yield the service's URL and process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "slimp", "serve", str(bundle.resolve()), str(catalogue)]
     with (folder / "log").open("wb") as log:

@@ -3,6 +3,7 @@
 FUZZ_EXAMPLES asks for more examples than the suite's few; `make torture` does.
 """
 
+import json
 import os
 from typing import Any
 
@@ -10,11 +11,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
+# The suite's few are the same every time.
+IS_SUITE = EXAMPLES == 12
 # Parsers take far less time than requests, of which EXAMPLES counts.
 fuzzed = settings(
     max_examples=5 * EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 12,
+    derandomize=IS_SUITE,
     suppress_health_check=list(HealthCheck),
 )
 ANY_JSON = st.recursive(
@@ -52,3 +55,8 @@ def altered(draw: st.DrawFn, content: Any) -> Any:
         return draw(ANY_JSON)
 
     return put(content)
+
+
+def damaged_json(whole: bytes) -> st.SearchStrategy[bytes]:
+    """Draw a JSON file with bytes or values changed."""
+    return damaged(whole) | altered(json.loads(whole)).map(lambda c: json.dumps(c).encode())

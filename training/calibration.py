@@ -215,13 +215,15 @@ def operating_points(
     """
     if min(len(np.unique(fold[side])) for side in (malignant, ~malignant)) < 2:
         return ()
+    thresholds = _thresholds(malignancy, malignant)
+    called = {name: np.zeros(len(malignant), np.bool_) for name in thresholds}
+    for own in (fold == number for number in np.unique(fold)):
+        for name, others in _thresholds(unseen[~own], malignant[~own]).items():
+            called[name][own] = unseen[own] >= others
     points = []
-    for name, threshold in _thresholds(malignancy, malignant).items():
-        called = np.zeros(len(malignant), np.bool_)
-        for own in (fold == number for number in np.unique(fold)):
-            called[own] = unseen[own] >= _thresholds(unseen[~own], malignant[~own])[name]
-        sensitivity = _share(called[malignant])
-        specificity = _share(~called[~malignant])
+    for name, threshold in thresholds.items():
+        sensitivity = _share(called[name][malignant])
+        specificity = _share(~called[name][~malignant])
         points.append(
             OperatingPoint(
                 name=name,

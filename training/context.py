@@ -47,11 +47,16 @@ class LesionTable:
     patient: IntArray
 
     @property
+    def company(self) -> IntArray:
+        """(N,) int64, how many lesions each lesion's patient has."""
+        _, number, count = np.unique(self.patient, return_inverse=True, return_counts=True)
+        company: IntArray = count[number]
+        return company
+
+    @property
     def in_company(self) -> npt.NDArray[np.bool_]:
         """(N,) bool, lesions whose patient has others."""
-        _, number, count = np.unique(self.patient, return_inverse=True, return_counts=True)
-        company: npt.NDArray[np.bool_] = count[number] > 1
-        return company
+        return self.company > 1
 
     def patients(self) -> list[IntArray]:
         """Return each patient's row numbers."""

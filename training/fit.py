@@ -198,9 +198,10 @@ class Fitting:
         else:
             self._train_on_features(self.towers, self.classifier, train, np.arange(len(train.rows)))
         self.novelty = self._fit_novelty(train)
-        self.calibration = self._calibrate(train, cal, extrapolation)
+        lesions = cal.take(cal.rows.one_a_lesion(self.config.seed))
+        self.calibration = self._calibrate(train, cal, lesions, extrapolation)
         if in_context and self.cohort.has_patients and self.malignant.any():
-            self.context = self._fit_context(train, cal)
+            self.context = self._fit_context(train, lesions)
 
     def _encoders(self) -> TorchEncoders:
         return TorchEncoders(self.towers, self.classifier, self.context)
@@ -283,10 +284,12 @@ class Fitting:
         records = record_features(encoders, part.records(condition), self.schema)
         return classify_rows(encoders, part.embeddings, records)
 
-    def _calibrate(self, train: Part, cal: Part, extrapolation: Extrapolation) -> Calibration:
+    def _calibrate(
+        self, train: Part, cal: Part, lesions: Part, extrapolation: Extrapolation
+    ) -> Calibration:
+        """Return what the cal split fits, most of it one image of each of its lesions."""
         counts = np.bincount(train.rows.label, minlength=len(self.labels))
         prior = (counts / counts.sum()).astype(np.float32)
-        lesions = cal.take(cal.rows.one_a_lesion(self.config.seed))
         label, groups = lesions.rows.label, lesions.rows.group_id
         malignant = self.malignant[label]
         fold = group_folds(groups, malignant, self.config.seed)
@@ -347,6 +350,7 @@ class Fitting:
         return tuple(float(q) for q in np.quantile(values, np.linspace(0, 1, 101)))
 
     def _fit_context(self, train: Part, cal: Part) -> ContextModel:
+        """Return the context model; `cal` has one image of every lesion."""
         settings = self.config.fit
         model = ContextModel(
             self.towers.embedding_dim, width=settings.context_width, dropout=settings.dropout
@@ -369,7 +373,6 @@ class Fitting:
             seed=self.config.seed,
             report=partial(self.report, "context"),
         )
-        cal = cal.take(cal.rows.one_a_lesion(self.config.seed))
         alone = self._alone(self._logits(cal, "given"), "given")
         held_out = self._lesion_table(cal, cal.rows.records, alone, alone)
         encoders = TorchEncoders(self.towers, self.classifier, model)

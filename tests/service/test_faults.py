@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from service.ledger.database import FILE
 from service.runtime import Runtime
 from service.settings import Settings
 from tests.fakes import RED, FakeEncoders, draw_image, make_lesion, write_bundle, write_catalogue
+from tests.ports import free_port
 from tests.service.asking import answer, ask, assert_error
 
 
@@ -323,8 +323,7 @@ def running(
     (site / "served").symlink_to("bundle")
     (site / "searched").symlink_to("catalogue")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIMP_")}
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        port = str(door.getsockname()[1])
+    port = str(free_port())
     with (log or site / "log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "slimp", "serve", "served", "searched", "--port", port],

@@ -4,7 +4,6 @@ FUZZ_EXAMPLES asks for more examples an operation than the suite's few; `make to
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +25,9 @@ from schemathesis.specs.openapi.checks import (
 from service.ledger.erasures import Erasures
 from service.runtime import Runtime
 from tests.fakes import BLUE, GREEN, RED, WHITE, draw_image, make_lesion, write_catalogue
+from tests.fuzzing import EXAMPLES, IS_SUITE
 from tests.service.image_corpus import broken_files, other_files, sound_files
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -87,7 +86,7 @@ def test_no_request_makes_the_service_fail(
         @settings(
             max_examples=EXAMPLES,
             deadline=None,
-            derandomize=EXAMPLES == 12,
+            derandomize=IS_SUITE,
             phases=[Phase.explicit, Phase.generate],
             suppress_health_check=list(HealthCheck),
         )

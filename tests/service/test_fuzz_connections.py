@@ -5,7 +5,6 @@ FUZZ_EXAMPLES asks for more than the suite's few.
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,9 +22,9 @@ from uvicorn.server import ServerState
 from service.connections import BoundedConnection
 from service.shedding import TURNSTILE, Turnstile
 from service.unread import UnreadBodies
+from tests.fuzzing import EXAMPLES, IS_SUITE
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
-FUZZED = settings(max_examples=10 * EXAMPLES, deadline=None, derandomize=EXAMPLES == 12)
+FUZZED = settings(max_examples=10 * EXAMPLES, deadline=None, derandomize=IS_SUITE)
 # What must never be heard: it is sent inside of bodies, and behind them, only.
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
 NEXT = b"POST /next HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nab"
