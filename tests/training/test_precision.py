@@ -1,3 +1,6 @@
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -33,11 +36,28 @@ def test_both_ways_of_attending_give_the_same_features() -> None:
     torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("computes", [True, False])
+@pytest.mark.parametrize(
+    ("capabilities", "computes"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx2": True}, False),
+    ],
+)
 def test_auto_takes_bfloat16_only_where_the_processor_computes_in_it(
-    monkeypatch: pytest.MonkeyPatch, computes: bool
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], computes: bool
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: computes)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert is_bf16("auto", CPU) == computes
     assert is_bf16("bf16", CPU)
     assert not is_bf16("fp32", CPU)
+
+
+def test_what_torch_says_of_this_processor_is_what_the_kernel_says() -> None:
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and "x86" in platform.machine():
+        kernel = set(flags.read_text().split())
+        assert is_bf16("auto", CPU) == bool(kernel & {"avx512_bf16", "amx_bf16"})
+    assert is_bf16("auto", CPU) <= torch.ops.mkldnn._is_mkldnn_bf16_supported()
