@@ -105,6 +105,19 @@ class ApproximateIndex:
         """Whether so much was removed that the index should be built anew."""
         return len(self) < (1 - MOST_REMOVED) * int(self._near.ntotal)
 
+    def ids(self) -> IdArray:
+        """Return (M,) int64, what may be proposed: of a graph also ids that were removed."""
+        if self._is_graph:
+            return np.asarray(faiss.vector_to_array(self._near.id_map), np.int64)
+        lists = _core(self._near).invlists
+        sizes = {number: lists.list_size(number) for number in range(lists.nlist)}
+        held = [
+            dynamic.rev_swig_ptr(lists.get_ids(number), size)
+            for number, size in sizes.items()
+            if size
+        ]
+        return np.concatenate([np.empty(0, np.int64), *held])
+
     def propose(self, ids: IdArray) -> None:
         """Have (N,) int64 ids of the exact index proposed as well."""
         for start in range(0, len(ids), TRAINING_VECTORS):

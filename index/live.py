@@ -328,21 +328,34 @@ class LiveVectors:
             )
         vectors = load_cache(path, cache)
         self.measured = cache.measured
-        self._bound_ids(vectors.exact, connection)
+        self._bound_ids(vectors, connection)
         if cache.revision < identity.revision:
             self._bring_up(vectors, connection, cache.revision)
         self._compare(vectors.exact, connection)
+        if isinstance(vectors, ApproximateIndex):
+            self._compare_proposed(vectors)
         return vectors
 
-    def _bound_ids(self, vectors: FlatIndex, connection: Connection) -> None:
+    def _bound_ids(self, vectors: VectorIndex, connection: Connection) -> None:
         """Refuse ids that were never given: what is made for vectors is as large as the top id."""
-        ids, last = vectors.ids(), connection.scalars(select(CatalogueInfo.last_pk)).one()
-        if len(ids) and not 1 <= ids.min() <= ids.max() <= last:
+        last = connection.scalars(select(CatalogueInfo.last_pk)).one()
+        proposed = [vectors.ids()] if isinstance(vectors, ApproximateIndex) else []
+        for ids in (vectors.exact.ids(), *proposed):
+            if len(ids) and not 1 <= ids.min() <= ids.max() <= last:
+                raise CorruptCatalogue(
+                    f"{self.path}: expected vector ids from 1 to {last}, got {ids.min()} to "
+                    f"{ids.max()}: {REMEDY}"
+                )
+        vectors.exact.make_room(last)
+
+    def _compare_proposed(self, vectors: ApproximateIndex) -> None:
+        """Refuse an approximate index that proposes an id twice, or cannot propose a lesion."""
+        proposed = np.sort(vectors.ids())
+        is_twice = (proposed[1:] == proposed[:-1]).any()
+        if is_twice or not np.isin(vectors.exact.ids(), proposed).all():
             raise CorruptCatalogue(
-                f"{self.path}: expected vector ids from 1 to {last}, got {ids.min()} to "
-                f"{ids.max()}: {REMEDY}"
+                f"{self.path}: expected an approximate index of every lesion, each once: {REMEDY}"
             )
-        vectors.make_room(last)
 
     def _compare(self, vectors: FlatIndex, connection: Connection) -> None:
         """Refuse vectors that are not, each once, those of the database's lesions."""

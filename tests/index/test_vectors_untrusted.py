@@ -155,6 +155,45 @@ def test_a_damaged_approximate_index_never_reaches_faiss(
         reopen(made.path)
 
 
+@pytest.mark.parametrize("factory", ["HNSW16,SQ8", "IVF4,SQ8"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({7: 2**40}, f"expected vector ids from 1 to 300, got 1 to {2**40}"),
+        ({7: 301}, "expected vector ids from 1 to 300, got 1 to 301"),
+        ({1: -3}, "expected vector ids from 1 to 300, got -3 to 300"),
+        ({7: 8}, "expected an approximate index of every lesion, each once"),
+    ],
+)
+def test_an_approximate_index_of_other_ids_than_the_rows_is_refused_with_the_remedy(
+    make_catalogue: MakeCatalogue,
+    make_lesion: MakeLesion,
+    factory: str,
+    changed: dict[int, int],
+    said: str,
+) -> None:
+    made = make_catalogue([make_lesion(number) for number in range(300)])
+    made.choose_index(factory=factory, recall=0.5)
+    made.save()
+    made.close()
+    exact = FlatIndex.load(made.path / cache.VECTORS)
+    vectors = exact.vectors(np.arange(1, 301))
+    named = f"IDMap,{factory}" if "HNSW" in factory else factory
+    near: Any = faiss.index_factory(DIM, named, faiss.METRIC_L2)
+    near.train(vectors)
+    near.add_with_ids(vectors, np.array([changed.get(i, i) for i in range(1, 301)], np.int64))
+    written = made.path / cache.NEAR
+    faiss.write_index(near, str(written))
+    description = json.loads((made.path / cache.DESCRIPTION).read_text())
+    description["near"] |= {"bytes": written.stat().st_size, "sha256": cache.digest(written)}
+    (made.path / cache.DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(CorruptCatalogue, match=f"{said}.*{cache.REMEDY[:25]}"):
+        reopen(made.path)
+    cache.drop_cache(made.path)
+    with reopen(made.path) as again:
+        assert len(again.search(QUERIES, k=5)[0]) == 5
+
+
 def test_an_approximate_index_outlives_the_last_lesions_of_the_catalogue(
     make_catalogue: MakeCatalogue, make_lesion: MakeLesion
 ) -> None:

@@ -1,6 +1,7 @@
 """What a served process sets for itself before the first request."""
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_service_seeks_the_cycles_that_requests_leave_and_leaves_imports_out(
         seen.update(threshold=gc.get_threshold(), frozen=gc.get_freeze_count())
 
     monkeypatch.setattr(server.DrainingServer, "run", run)
-    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     server.serve(Settings(auth="off"))
     assert seen["threshold"] == server.CYCLES_SOUGHT_AFTER
     assert int(str(seen["frozen"])) > 10_000
