@@ -24,7 +24,7 @@ from bundle.errors import (
 from bundle.fields import FieldSchema, Record
 from index import rows
 from index.choice import AUTO, RECALL, Measured
-from index.database import open_engine, reporting_damage, writing
+from index.database import open_engine, reporting_damage
 from index.eligibility import eligible_lesions
 from index.filters import Filter
 from index.identity import Identity, read_identity, write_identity
@@ -39,6 +39,7 @@ from index.lesions import (
     StoredLesion,
 )
 from index.live import LiveVectors, directions
+from index.sqlite import writing
 
 __all__ = ["Catalogue", "CatalogueLesion", "Exclusion", "Hit", "StoredLesion"]
 

@@ -1,33 +1,21 @@
-"""The SQL connection: SQLite's settings, and the table version brought up to date.
-
-Nothing outside this file knows which database engine it is.
-"""
+"""The catalogue's database: its file, its tables' version, and what its damage is called."""
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
-from bundle.errors import CatalogueError, CorruptCatalogue, UnsupportedVersion
+from bundle.errors import CatalogueError, CorruptCatalogue
+from index.sqlite import BUSY_TIMEOUT_S, make_engine, migrate
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_TIMEOUT_S = 30
-# Connections kept open; more threads than that wait for one. The last one returned is the first
-# one lent: each keeps 2 MB of pages, and those that a burst opened should not all fill theirs.
+# Connections kept open; more threads than that wait for one.
 POOL_SIZE = 16
-
-# WAL: readers go on while one writes. FULL, not NORMAL: a committed revision must outlive a power
-# cut, for the vector cache that names it is synced to disk, and a cache ahead of SQL is refused.
-# secure_delete: what is erased is overwritten, not merely unlinked from its page.
-PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
+# What is erased is overwritten, not merely unlinked from its page.
+PRAGMAS = ("secure_delete=ON",)
 
 
 def open_engine(path: Path, *, must_exist: bool = False) -> Engine:
@@ -46,32 +34,14 @@ def open_engine(path: Path, *, must_exist: bool = False) -> Engine:
         raise CorruptCatalogue(
             f"{path.parent}: expected a catalogue folder with {path.name}; make it with slimp index"
         )
-    url = URL.create("sqlite", database=str(path))
-    engine = create_engine(
-        url,
-        connect_args={"timeout": BUSY_TIMEOUT_S},
-        pool_size=POOL_SIZE,
-        max_overflow=0,
-        pool_use_lifo=True,
-    )
-    event.listen(engine, "connect", _set_up)
-    event.listen(engine, "begin", _begin)
+    engine = make_engine(path, PRAGMAS, pool_size=POOL_SIZE, max_overflow=0)
     try:
         with reporting_damage(path):
-            _migrate(engine)
+            migrate(engine, MIGRATIONS, "catalogue")
     except BaseException:
         engine.dispose()
         raise
     return engine
-
-
-def writing(engine: Engine) -> Engine:
-    """Return the engine for transactions that write: they take SQLite's write lock at the start.
-
-    A transaction that reads first and writes later could not be told to wait: SQLite would have
-    to fail it, since what it read may have changed.
-    """
-    return engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
 
 
 def checkpoint(engine: Engine, *, wait_s: float = 0) -> bool:
@@ -116,33 +86,3 @@ def reporting_damage(path: Path) -> Iterator[None]:
             f"{path}: the database cannot be used ({reason}): the folder must be writable, and "
             "no other program may hold the file"
         ) from None
-
-
-def _set_up(connection: Any, _: object) -> None:
-    # The driver's own transactions leave table changes out; `_begin` starts ours.
-    connection.isolation_level = None
-    for pragma in PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
-
-
-def _migrate(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current is not None and current not in known:
-        raise UnsupportedVersion(
-            f"this software reads catalogue tables up to version {scripts.get_current_head()}, "
-            f"the catalogue has version {current}: upgrade slimp"
-        )
-    if current == scripts.get_current_head():
-        return
-    with writing(engine).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")

@@ -28,11 +28,12 @@ from index import rows
 from index.approximate import ApproximateIndex
 from index.cache import REMEDY, describe_cache, drop_cache, load_cache, write_cache
 from index.choice import LEAST_APPROXIMATE, Measured, choose
-from index.database import checkpoint, reporting_damage, writing
+from index.database import checkpoint, reporting_damage
 from index.identity import Identity, read_revision, write_revision
 from index.lesions import CatalogueLesion, Edit, FloatArray
 from index.locking import ReadersWriter
 from index.rows import IdArray
+from index.sqlite import writing
 from index.tables import CatalogueInfo, Lesion
 from index.vectors import FlatIndex, VectorIndex
 

@@ -18,9 +18,10 @@ from bundle.store import staged_folder
 from index import rows
 from index.cache import FILES, describe_cache, digest, drop_cache, load_cache, sync
 from index.catalogue import DATABASE
-from index.database import checkpoint, open_engine, reporting_damage, writing
+from index.database import checkpoint, open_engine, reporting_damage
 from index.identity import Identity, read_identity
 from index.live import directions
+from index.sqlite import writing
 
 # Cosine between a stored vector and the one that its row gives: float32 rounding only.
 LEAST_COSINE = 1 - 1e-5

@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs the migrations on the connection that `index.database` hands over."""
+"""Alembic's entry point: runs the migrations on the connection that `index.sqlite` hands over."""
 
 from alembic import context
 

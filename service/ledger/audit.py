@@ -20,8 +20,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
+from index.sqlite import writing
 from service.errors import InvalidRequest, LedgerError
-from service.ledger.database import FILE, open_ledger, reporting_damage, writing
+from service.ledger.database import FILE, open_ledger, reporting_damage
 from service.ledger.tables import AuditHead, AuditRow, ErasureRow
 
 FIRST_SHA256 = "0" * 64

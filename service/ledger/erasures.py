@@ -24,8 +24,9 @@ from sqlalchemy import Engine, insert, select
 from bundle.errors import UnknownLesion
 from index.catalogue import Catalogue
 from index.lesions import Receipt
+from index.sqlite import writing
 from service.errors import LedgerError
-from service.ledger.database import FILE, open_ledger, reporting_damage, writing
+from service.ledger.database import FILE, open_ledger, reporting_damage
 from service.ledger.tables import ErasureRow, LedgerSecret
 
 Kind = Literal["lesion", "patient"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from index.sqlite import writing
 from service.access.callers import Scope
 from service.errors import (
     ExpiredCredentials,
@@ -26,7 +27,7 @@ from service.errors import (
     UnknownKey,
     UnusableKey,
 )
-from service.ledger.database import reporting_damage, writing
+from service.ledger.database import reporting_damage
 from service.ledger.tables import ApiKeyRow
 
 PREFIX = "slimp_"

@@ -17,9 +17,10 @@ from bundle.errors import UnknownLesion
 from index import cache, rows
 from index.catalogue import Catalogue
 from index.lesions import Edit
+from index.sqlite import writing
 from index.upkeep import rebuild, verify
 from service.errors import LedgerError
-from service.ledger.database import FILE, MIGRATIONS, open_ledger, writing
+from service.ledger.database import FILE, MIGRATIONS, open_ledger
 from service.ledger.erasures import Erasures
 from tests.fakes import BLUE, GREEN, RED, make_lesion, write_catalogue
 

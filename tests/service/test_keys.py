@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from index.sqlite import writing
 from service.access.callers import Scope
 from service.errors import (
     ExpiredCredentials,
@@ -16,7 +17,7 @@ from service.errors import (
     UnknownKey,
     UnusableKey,
 )
-from service.ledger.database import open_ledger, writing
+from service.ledger.database import open_ledger
 from service.ledger.keys import KEY, ApiKeys
 
 START = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)

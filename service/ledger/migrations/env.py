@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs migrations on the connection that `service.ledger` hands over."""
+"""Alembic's entry point: runs migrations on the connection that `index.sqlite` hands over."""
 
 from alembic import context
 
