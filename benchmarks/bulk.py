@@ -5,8 +5,8 @@
 The bare loops run the bundle's image encoder alone on arrays that are ready, in batches of 8: once
 with all threads in one inference, once with as many inferences at a time as there are cores, one
 thread each. `predict` reads the same images as files, `index` as a cohort; both decode, hash,
-measure, embed and write what they always write. Rates are of the images between the first report
-and the last, so that loading is left out; it is given apart. All take turns, round by round.
+measure, embed and write what they always write. Rates are from the first report, before any image,
+to the last, so that loading is left out; it is given apart. All take turns, round by round.
 """
 
 import argparse
@@ -52,6 +52,7 @@ class Rate:
 
 def bare(encoders: OnnxEncoders, pixels: FloatArray, threads: int, report: Rate) -> None:
     batches = [pixels[at : at + BATCH] for at in range(0, len(pixels), BATCH)]
+    report(0, len(pixels))
     with ThreadPoolExecutor(threads) as pool:
         for number, _ in enumerate(pool.map(encoders.embed_images, batches), 1):
             report(min(number * BATCH, len(pixels)), len(pixels))

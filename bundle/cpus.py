@@ -41,6 +41,9 @@ def _folders(cgroups: Path, membership: Path) -> Iterator[Path]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = cgroups / controllers if controllers else cgroups
+        if not root.is_dir():
+            # Version 1 names a group's controllers in another order than its folder, at times.
+            root = cgroups / "cpu"
         inner = root / path.lstrip("/")
         yield from (f for f in (inner, *inner.parents) if f.is_relative_to(root))
 

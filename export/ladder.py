@@ -30,7 +30,7 @@ from bundle.manifest import (
 from bundle.store import Bundle
 from export.graphs import Graph
 from export.held_out import HeldOut, accuracy_costs, agreement
-from export.parity import graph_cases
+from export.parity import check_cases, graph_cases
 from training.features import embed_rows
 from training.progress import StageReport
 
@@ -102,10 +102,12 @@ def climb_precisions(
     for rung in RUNGS:
         try:
             made = OnnxEncoders(draft, variant=rung.name)
-            cases[rung.name] = tuple(graph_cases(graph, made, rung.tolerance))
-            encoders[rung.name] = made
+            found = tuple(graph_cases(graph, made, rung.tolerance))
+            check_cases(found)
         except (BundleError, InferenceError) as error:
             left_out[rung.name] = str(error)
+        else:
+            encoders[rung.name], cases[rung.name] = made, found
     speeds = measure_speeds(encoders, held.squares.spec.size_px)
     answers = {
         name: embed_rows(

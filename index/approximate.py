@@ -12,6 +12,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from bundle.errors import CatalogueError, CorruptCatalogue
 from index.vectors import (
@@ -73,16 +74,7 @@ class ApproximateIndex:
         Raises:
             CatalogueError: FAISS does not know the description, or it is neither HNSW nor IVF.
         """
-        named = f"IDMap,{factory}" if "HNSW" in factory else factory
-        try:
-            near = dynamic.index_factory(exact.dim, named, faiss.METRIC_L2)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise CatalogueError(f"{factory!r}: FAISS cannot make it ({reason})") from None
-        if not _is_known(near):
-            raise CatalogueError(
-                f"{factory!r}: expected HNSW... or IVF..., such as 'PCA96,HNSW32,SQ8'"
-            )
+        near = make_empty(factory, exact.dim)
         made = cls(exact, near, Effort(breadth=64, depth=2))
         sample = np.random.default_rng(0).permutation(ids)[:TRAINING_VECTORS]
         near.train(exact.vectors(np.sort(sample)))
@@ -138,11 +130,12 @@ class ApproximateIndex:
 
         A graph's nodes cannot leave: they stay as stepping stones, and nothing of the vector does.
         """
+        removed = self._exact.remove(ids)
         if self._is_graph:
-            _overwrite(self._near, ids)
+            _overwrite(self._near, ids, is_gone=~self._exact.holds(self.ids()))
         else:
             self._near.remove_ids(ids)
-        return self._exact.remove(ids)
+        return removed
 
     def search(
         self, queries: FloatArray, k: int, eligible: Eligible | None = None
@@ -224,6 +217,23 @@ class ApproximateIndex:
         return np.asarray(ids, np.int64)
 
 
+def make_empty(factory: str, dim: int) -> Any:
+    """Return FAISS's index as `index_factory` describes it, for vectors of length `dim`.
+
+    Raises:
+        CatalogueError: FAISS does not know the description, or it is neither HNSW nor IVF.
+    """
+    named = f"IDMap,{factory}" if "HNSW" in factory else factory
+    try:
+        near = dynamic.index_factory(dim, named, faiss.METRIC_L2)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise CatalogueError(f"{factory!r}: FAISS cannot make it ({reason})") from None
+    if not _is_known(near):
+        raise CatalogueError(f"{factory!r}: expected HNSW... or IVF..., such as 'PCA96,HNSW32,SQ8'")
+    return near
+
+
 def _below_ids(near: Any) -> Any:
     """Return what answers for a graph whose nodes are known by ids."""
     is_named = isinstance(near, faiss.IndexIDMap)
@@ -243,10 +253,16 @@ def _is_known(near: Any) -> bool:
     return isinstance(core, expected) and core.metric_type == faiss.METRIC_L2
 
 
-def _overwrite(near: Any, ids: IdArray) -> None:
-    """Give the codes of these (N,) int64 ids' nodes those of a node beside them.
+def _overwrite(near: Any, ids: IdArray, is_gone: npt.NDArray[np.bool_]) -> None:
+    """Give the codes of these (N,) int64 ids' nodes those of a node beside them that is there.
 
-    The graph stays connected, and an erased vector is neither in memory nor in what is saved.
+    The graph stays connected, and an erased vector is neither in memory nor in what is saved: nodes
+    of earlier erasures that stood in with its code are given another one too.
+
+    Args:
+        near: the graph, behind ids.
+        ids: what is erased.
+        is_gone: (M,) bool by node, whose id is erased, now or before.
     """
     graph = _core(near)
     storage = dynamic.downcast_index(graph.storage)
@@ -258,8 +274,12 @@ def _overwrite(near: Any, ids: IdArray) -> None:
     codes = codes.reshape(graph.ntotal, width)
     links = graph.hnsw
     beside = dynamic.rev_swig_ptr(links.neighbors.data(), links.neighbors.size())
-    for place in places:
+    erased = {codes[place].tobytes() for place in places}
+    for place in np.flatnonzero(is_gone):
+        if codes[place].tobytes() not in erased:
+            continue
         start = links.offsets.at(int(place))
         nodes = beside[start : start + links.nb_neighbors(0)]
-        stays = nodes[(nodes >= 0) & ~np.isin(nodes, places)]
+        nodes = nodes[nodes >= 0]
+        stays = nodes[~is_gone[nodes]]
         codes[place] = codes[stays[0]] if len(stays) else 0

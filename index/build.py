@@ -4,7 +4,7 @@ Each core decodes and embeds a chunk of its own while earlier ones are written.
 """
 
 import csv
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from bundle.cpus import available_cpus
 from bundle.encoder import Encoders
-from bundle.errors import CatalogueError, InvalidImage
+from bundle.errors import CatalogueError, InferenceError, InvalidImage
 from bundle.fields import Record
 from bundle.images import content_hash, decode_image, prepare_image
 from bundle.store import Bundle, staged_folder
 from cohort.cohort import Cohort
 from index.catalogue import Catalogue
-from index.choice import AUTO, RECALL, Measured
+from index.choice import AUTO, RECALL, Measured, check_choice
 from index.cohort_lesions import (
     CohortLesion,
     Disagreement,
@@ -29,6 +29,7 @@ from index.cohort_lesions import (
     first_of,
 )
 from index.lesions import CatalogueLesion, FloatArray
+from index.live import directions
 from index.pipeline import in_order
 from index.thumbnails import make_thumbnail
 
@@ -40,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """An image of the cohort that could not be decoded."""
+    """An image of the cohort that could not be decoded or embedded."""
 
     image_id: str
     lesion_id: str
@@ -55,8 +56,8 @@ class BuildReport:
         lesions: lesions added.
         images: images that were embedded.
         fields_left_out: the cohort's fields that the bundle's schema does not have.
-        unreadable: images that could not be decoded.
-        lesions_without_image: lesions left out because none of their images could be decoded.
+        unreadable: images that could not be decoded or embedded.
+        lesions_without_image: lesions left out because none of their images could be.
         rejected_values: values that the bundle's schema does not accept; they are missing.
         disagreements: lesions whose images carry different labels or values; the first is kept.
         index: how an approximate index was measured; None where every vector is compared.
@@ -110,6 +111,7 @@ def build_catalogue(
         CohortError: the cohort cannot be read.
     """
     manifest = bundle.manifest
+    check_choice(factory, recall, manifest.embedding_dim)
     with staged_folder(out) as stage:
         with Catalogue.create(
             stage,
@@ -178,6 +180,8 @@ def add_cohort(
     builder = _Builder(bundle, encoders, cohort, batch_size)
     total = sum(len(lesion.images) for lesion in lesions)
     report, made = builder.report, list[CatalogueLesion]()
+    if progress is not None:
+        progress(0, total)
     read = map(builder.read, chunks(lesions, batch_size))
     for looked in in_order(builder.look, read, threads=available_cpus()):
         made += builder.lesions(looked)
@@ -256,11 +260,29 @@ class _Builder:
         rows = list(decoded)
         pictures: dict[int, _Picture] = {}
         for start in range(0, len(rows), self._batch_size):
-            batch = rows[start : start + self._batch_size]
-            pixels = np.stack([decoded[row].pixels for row in batch])
-            for row, embedding in zip(batch, self._encoders.embed_images(pixels), strict=True):
-                pictures[row] = _Picture(embedding, decoded[row].content, decoded[row].thumbnail)
+            self._embed(rows[start : start + self._batch_size], decoded, pictures, refused)
         return _Looked(chunk.lesions, pictures, refused)
+
+    def _embed(
+        self,
+        rows: list[int],
+        decoded: Mapping[int, _Decoded],
+        pictures: dict[int, _Picture],
+        refused: dict[int, str],
+    ) -> None:
+        """Embed some images; of those that have no embedding, the others are embedded alone."""
+        try:
+            embeddings = self._encoders.embed_images(np.stack([decoded[r].pixels for r in rows]))
+            directions(embeddings)
+        except InferenceError as error:
+            if len(rows) == 1:
+                refused[rows[0]] = str(error)
+                return
+            for row in rows:
+                self._embed([row], decoded, pictures, refused)
+            return
+        for row, embedding in zip(rows, embeddings, strict=True):
+            pictures[row] = _Picture(embedding, decoded[row].content, decoded[row].thumbnail)
 
     def _decode(self, data: bytes) -> _Decoded:
         # One picture at a time, a thread, is in memory at full size.

@@ -143,6 +143,26 @@ def describe_cache(folder: Path) -> CacheDescription | None:
         raise CorruptCatalogue(f"{path}: {problem}: {REMEDY}") from None
 
 
+def read_cache(folder: Path) -> tuple[CacheDescription, VectorIndex] | None:
+    """Return the cache as it is at one moment, None where there is none.
+
+    Whoever writes or drops one meanwhile, in any process, is followed.
+
+    Raises:
+        CorruptCatalogue: as `describe_cache` and `load_cache`.
+    """
+    description = describe_cache(folder)
+    while description is not None:
+        try:
+            return description, load_cache(folder, description)
+        except CorruptCatalogue:
+            found = describe_cache(folder)
+            if found == description:
+                raise
+            description = found
+    return None
+
+
 def load_cache(folder: Path, description: CacheDescription) -> VectorIndex:
     """Return the index after comparing its files with their description.
 

@@ -5,6 +5,7 @@ it may be behind or absent, never ahead (`index/live.py`). All that is known of 
 thumbnail included, lies in the one database.
 """
 
+import datetime
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from bundle.fields import FieldSchema, Record
 from index import rows
 from index.choice import AUTO, RECALL, Measured
 from index.database import open_engine, reporting_damage
-from index.eligibility import eligible_lesions
+from index.eligibility import Eligibility
 from index.filters import Filter
 from index.identity import Identity, read_identity, write_identity
 from index.lesions import (
@@ -65,7 +66,7 @@ class Catalogue:
 
     def __init__(self, path: Path, live: LiveVectors) -> None:
         self.path = path
-        self._live = live
+        self._live, self._eligibility = live, Eligibility()
         self._fields = {field.name: field for field in live.identity.schema.fields}
 
     @classmethod
@@ -87,7 +88,8 @@ class Catalogue:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CatalogueError(f"{path} exists: name a folder that does not, or remove it first")
         path.mkdir(parents=True, exist_ok=True)
-        identity = Identity(bundle_id, variant, embedding_dim, schema, revision=0)
+        now = datetime.datetime.now(datetime.UTC)
+        identity = Identity(bundle_id, variant, embedding_dim, schema, revision=0, created_at=now)
         engine = open_engine(path / DATABASE)
         with writing(engine).begin() as connection:
             write_identity(connection, identity)
@@ -142,6 +144,10 @@ class Catalogue:
     @property
     def schema(self) -> FieldSchema:
         return self._live.identity.schema
+
+    @property
+    def created_at(self) -> datetime.datetime:
+        return self._live.identity.created_at
 
     @property
     def revision(self) -> int:
@@ -369,7 +375,8 @@ class Catalogue:
         """Return each query's most similar lesions: exactly min(k, eligible), best first.
 
         Score is the cosine similarity, rounded to float32; equal scores are ordered by lesion id,
-        also where k cuts between them. Filter and exclusion are applied before the search.
+        also where k cuts between them. (Of very many equal ones an approximate index knows some.)
+        Filter and exclusion are applied before the search.
 
         Args:
             queries: (N, D) float32, the image encoder's features, not normalised.
@@ -390,7 +397,11 @@ class Catalogue:
         asked = directions(np.asarray(queries, np.float32))
         is_free = (where is None or not where.conditions) and exclude.is_empty
         with self._live.reading() as (connection, vectors):
-            eligible = None if is_free else eligible_lesions(connection, where, exclude)
+            eligible = (
+                None
+                if is_free
+                else self._eligibility.lesions(connection, self.revision, where, exclude)
+            )
             found = vectors.search(asked, k, eligible)
             return rows.read_hits(connection, found, k, self.schema.fields)
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from bundle.errors import CatalogueError
-from index.approximate import TUNED_K, ApproximateIndex, Effort
+from index.approximate import TUNED_K, ApproximateIndex, Effort, make_empty
 from index.vectors import Eligible, FlatIndex, FloatArray, Neighbours, VectorIndex
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ def choose(
         CatalogueError: the recall is out of range, FAISS cannot make the index, there are too few
             vectors to hold some out, or the index that was asked for does not reach the recall.
     """
-    if not 0 < recall <= 1:
-        raise CatalogueError(f"recall: expected more than 0 and at most 1, got {recall}")
+    check_choice(factory, recall, exact.dim)
     chosen = factory_for(len(exact), exact.dim) if factory == AUTO else factory
     if chosen == FLAT:
         return exact, None
@@ -118,6 +117,18 @@ def choose(
         raise CatalogueError(f"{missed}: ask for less, or for another index")
     log.warning("%s: every vector is compared instead", missed)
     return exact, None
+
+
+def check_choice(factory: str, recall: float, dim: int) -> None:
+    """Do nothing where the index can be asked for, before hours of embedding.
+
+    Raises:
+        CatalogueError: the recall is out of range, or FAISS cannot make the index.
+    """
+    if not 0 < recall <= 1:
+        raise CatalogueError(f"recall: expected more than 0 and at most 1, got {recall}")
+    if factory not in (AUTO, FLAT):
+        make_empty(factory, dim)
 
 
 def measure(exact: FlatIndex, factory: str, recall: float) -> tuple[ApproximateIndex, Measured]:

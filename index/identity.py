@@ -24,6 +24,7 @@ class Identity:
         embedding_dim: D.
         schema: the fields that records may hold.
         revision: rises by one with every change.
+        created_at: when the catalogue was made, which tells it from another in the same place.
     """
 
     bundle_id: str
@@ -31,6 +32,7 @@ class Identity:
     embedding_dim: int
     schema: FieldSchema
     revision: int
+    created_at: datetime.datetime
 
 
 def write_identity(connection: Connection, identity: Identity) -> None:
@@ -44,7 +46,7 @@ def write_identity(connection: Connection, identity: Identity) -> None:
             field_schema=identity.schema.model_dump(mode="json"),
             revision=identity.revision,
             last_pk=0,
-            created_at=datetime.datetime.now(datetime.UTC),
+            created_at=identity.created_at,
         )
     )
 
@@ -63,7 +65,9 @@ def read_identity(connection: Connection) -> Identity:
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise CorruptCatalogue(f"the catalogue's fields cannot be read: {problem}") from None
-    return Identity(row.bundle_id, row.variant, row.embedding_dim, schema, row.revision)
+    return Identity(
+        row.bundle_id, row.variant, row.embedding_dim, schema, row.revision, row.created_at
+    )
 
 
 def read_revision(connection: Connection) -> int:

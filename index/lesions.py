@@ -138,7 +138,7 @@ class Exclusion:
         patients: patient ids; all their lesions are excluded.
         contents: pixel hashes (`bundle.images.content_hash`); every lesion that holds such an
             image is excluded, so that a picture never finds itself under another name.
-        with_kin: whether all lesions of the patients of those are excluded too.
+        with_kin: whether all lesions of the patients of excluded ones are excluded too.
     """
 
     lesions: frozenset[str] = frozenset()

@@ -26,7 +26,15 @@ from bundle.errors import (
 )
 from index import rows
 from index.approximate import ApproximateIndex
-from index.cache import REMEDY, describe_cache, drop_cache, load_cache, write_cache
+from index.cache import (
+    REMEDY,
+    CacheDescription,
+    describe_cache,
+    drop_cache,
+    load_cache,
+    read_cache,
+    write_cache,
+)
 from index.choice import LEAST_APPROXIMATE, Measured, choose
 from index.database import checkpoint, reporting_damage
 from index.identity import Identity, read_revision, write_revision
@@ -39,6 +47,8 @@ from index.vectors import FlatIndex, VectorIndex
 
 log = logging.getLogger(__name__)
 
+# Of the vectors among which recall was measured: with as many again as that it falls below.
+MOST_GROWN = 1.5
 # How long an erasure waits for those who read, in any process, before it answers that they do.
 LOG_WAIT_S = 1.0
 
@@ -107,11 +117,15 @@ class LiveVectors:
         self._access = ReadersWriter()
         self.listeners: list[Callable[[], None]] = []
         self.measured: Measured | None = None
+        # Whether it was said that the approximate index has outgrown its measurement.
+        self._is_grown = False
         # Whether nothing of an erased lesion lies in the database's log. At the start nobody
         # knows: a process that was killed may have left it there.
         self.log_is_empty = False
         with reporting_damage(database), engine.connect() as connection:
-            self._vectors: VectorIndex = self._open(connection)
+            # The files before the first row: whoever writes them has committed what they hold, so
+            # that rows read later are of the same revision or a later one.
+            self._vectors: VectorIndex = self._open(read_cache(path), connection)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -196,6 +210,7 @@ class LiveVectors:
             self._drop_cache()
             with self._access.writing():
                 self._vectors, self.measured = index, measured
+                self._is_grown = False
 
     def save(self) -> None:
         """Write the vectors to disk, so that the next start reads instead of rebuilding them.
@@ -213,6 +228,8 @@ class LiveVectors:
             kept = describe_cache(self.path)
             if kept is not None and kept.revision == self.revision:
                 return
+            if kept is not None and kept.near is not None and self.measured is None:
+                self._take_over(kept, connection)
             write_cache(
                 self.path,
                 self._vectors,
@@ -221,6 +238,15 @@ class LiveVectors:
                 bundle_id=self.identity.bundle_id,
                 variant=self.identity.variant,
             )
+
+    def _take_over(self, kept: CacheDescription, connection: Connection) -> None:
+        """Go on with the approximate index that another process saved since this one began."""
+        vectors = load_cache(self.path, kept)
+        self._bound_ids(vectors, connection)
+        self._bring_up(vectors, connection, kept.revision)
+        with self._access.writing():
+            self._vectors, self.measured = vectors, kept.measured
+        self._heed_changes()
 
     def _commit(self, change: Change, transaction: Transaction) -> None:
         write_revision(change.connection, change.stamp.revision)
@@ -276,14 +302,27 @@ class LiveVectors:
             for listener in self.listeners:
                 listener()
         for ids, vectors in added:
-            self._vectors.add(ids, vectors)
-        self._heed_removals()
+            # A change that failed half way is followed once more: an id twice would be found twice.
+            new = ~self._vectors.exact.holds(ids)
+            self._vectors.add(ids[new], vectors[new])
+        self._heed_changes()
         self.identity = dataclasses.replace(self.identity, revision=revision)
 
-    def _heed_removals(self) -> None:
-        """Give up an approximate index of which too much was removed."""
+    def _heed_changes(self) -> None:
+        """Give up an approximate index of which too much was removed; warn of one that grew."""
         index = self._vectors
-        if isinstance(index, ApproximateIndex) and index.is_worn:
+        if not isinstance(index, ApproximateIndex) or self.measured is None:
+            return
+        if len(index) > MOST_GROWN * self.measured.vectors and not self._is_grown:
+            self._is_grown = True
+            log.warning(
+                "%s: the recall of the approximate index was measured among %d vectors, and there "
+                "are %d now: run slimp catalogue rebuild",
+                self.path,
+                self.measured.vectors,
+                len(index),
+            )
+        if index.is_worn:
             log.warning(
                 "%s: so many lesions were removed that every vector is compared from now on: run "
                 "slimp catalogue rebuild",
@@ -310,13 +349,17 @@ class LiveVectors:
         with reporting_damage(self._database), writing(self._engine).begin():
             drop_cache(self.path)
 
-    def _open(self, connection: Connection) -> VectorIndex:
+    def _open(
+        self, cached: tuple[CacheDescription, VectorIndex] | None, connection: Connection
+    ) -> VectorIndex:
         """Return the cached vectors brought to the database's revision, else rebuild them."""
-        path, identity = self.path, self.identity
-        cache = describe_cache(path)
-        if cache is None:
+        path = self.path
+        identity = dataclasses.replace(self.identity, revision=read_revision(connection))
+        self.identity = identity
+        if cached is None:
             log.info("%s: no vector cache; rebuilding it from the database", path)
             return self._rebuild(connection)
+        cache, vectors = cached
         if (cache.bundle_id, cache.variant) != (identity.bundle_id, identity.variant):
             raise ForeignCatalogue(
                 f"{path}: the vectors are of another bundle or variant: {REMEDY}"
@@ -327,11 +370,12 @@ class LiveVectors:
                 f"revision {identity.revision} and has lost lesions: restore a backup; or, to go "
                 f"on without those lesions, {REMEDY}"
             )
-        vectors = load_cache(path, cache)
         self.measured = cache.measured
         self._bound_ids(vectors, connection)
-        if cache.revision < identity.revision:
-            self._bring_up(vectors, connection, cache.revision)
+        if cache.revision < identity.revision and self._bring_up(
+            vectors, connection, cache.revision
+        ):
+            self._drop_cache()
         self._compare(vectors.exact, connection)
         if isinstance(vectors, ApproximateIndex):
             self._compare_proposed(vectors)
@@ -376,7 +420,8 @@ class LiveVectors:
                 f"{REMEDY}"
             )
 
-    def _bring_up(self, vectors: VectorIndex, connection: Connection, since: int) -> None:
+    def _bring_up(self, vectors: VectorIndex, connection: Connection, since: int) -> bool:
+        """Add and remove what came since a revision; return whether anything was removed."""
         log.warning(
             "%s: the vector cache is of revision %d, the database of %d; catching up",
             self.path,
@@ -385,9 +430,9 @@ class LiveVectors:
         )
         if removed := rows.removed_since(connection, since):
             vectors.remove(np.asarray(removed, np.int64))
-            self._drop_cache()
         for ids, embeddings in self._embeddings(connection, since):
             vectors.add(ids, directions(embeddings))
+        return bool(removed)
 
     def _rebuild(self, connection: Connection) -> VectorIndex:
         vectors = FlatIndex(self.identity.embedding_dim)

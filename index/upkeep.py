@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from bundle.errors import CatalogueError, CorruptCatalogue
 from bundle.store import staged_folder
 from index import rows
-from index.cache import FILES, describe_cache, digest, drop_cache, load_cache, sync
+from index.cache import FILES, CacheDescription, digest, drop_cache, read_cache, sync
 from index.catalogue import DATABASE
 from index.database import checkpoint, open_engine, reporting_damage
 from index.identity import Identity, read_identity
 from index.live import directions
 from index.sqlite import writing
+from index.vectors import FlatIndex
 
 # Cosine between a stored vector and the one that its row gives: float32 rounding only.
 LEAST_COSINE = 1 - 1e-5
@@ -61,13 +62,15 @@ def verify(folder: Path) -> CatalogueState:
     engine = open_engine(folder / DATABASE, must_exist=True)
     faults: list[str] = []
     try:
+        # The files before the first row, as whoever opens a catalogue that others write to.
+        cached = _cached(folder, faults)
         with reporting_damage(folder / DATABASE), engine.connect() as connection:
             identity = read_identity(connection)
             for pragma in ("integrity_check", "foreign_key_check"):
                 found = connection.exec_driver_sql(f"PRAGMA {pragma}").all()
                 faults += [f"{pragma}: {row}" for row in found if tuple(row) != ("ok",)]
             held = rows.count_lesions(connection)
-            vectors, revision = _compare(folder, identity, engine, faults)
+            vectors, revision = _compare(cached, identity, connection, faults)
             faults += [
                 f"{path} may hold who was erased: remove it" for path in _strays(folder, engine)
             ]
@@ -76,47 +79,43 @@ def verify(folder: Path) -> CatalogueState:
     return CatalogueState(identity, held, vectors, revision, tuple(faults))
 
 
-def _compare(
-    folder: Path, identity: Identity, engine: Engine, faults: list[str]
-) -> tuple[int | None, int | None]:
-    """Add the vectors' faults; return how many there are, and of which revision."""
-    cached = None
+def _cached(folder: Path, faults: list[str]) -> tuple[CacheDescription, FlatIndex] | None:
+    """Return the vectors on disk; None where there are none, or with their fault added."""
     try:
-        description = describe_cache(folder)
-        if description is not None:
-            cached = load_cache(folder, description).exact
+        cached = read_cache(folder)
     except CorruptCatalogue as error:
         faults.append(str(error))
-        description = None
-    known: dict[int, int] = {}
-    if cached is not None and description is not None:
-        if description.revision > identity.revision:
-            faults.append(
-                f"vectors of revision {description.revision}, rows of {identity.revision}"
-            )
-        known = {int(i): place for place, i in enumerate(cached.ids())}
-    seen = 0
-    with engine.connect() as connection:
-        for ids, embeddings, _ in rows.stream_embeddings(connection, identity.embedding_dim):
-            expected = directions(embeddings)
-            if cached is None:
-                continue
-            both = np.array([int(i) in known for i in ids])
-            seen += int(both.sum())
-            stored = cached.vectors(ids[both])
-            cosine = (stored * expected[both]).sum(1)
-            faults += [
-                f"vector {i} is not that of its row" for i in ids[both][cosine < LEAST_COSINE]
-            ]
-            missing = ids[~both]
-            if len(missing) and description and description.revision == identity.revision:
-                faults += [f"vector {i} is missing" for i in missing]
-    if cached is None or description is None:
+        return None
+    return None if cached is None else (cached[0], cached[1].exact)
+
+
+def _compare(
+    cached: tuple[CacheDescription, FlatIndex] | None,
+    identity: Identity,
+    connection: Connection,
+    faults: list[str],
+) -> tuple[int | None, int | None]:
+    """Add the vectors' faults; return how many there are, and of which revision."""
+    embedded = rows.stream_embeddings(connection, identity.embedding_dim)
+    if cached is None:
+        for _, embeddings, _ in embedded:
+            directions(embeddings)
         return None, None
-    if len(cached) > seen:
-        gone = len(cached) - seen
-        faults.append(f"{gone} vectors without a row lie in the cache: rebuild it")
-    return len(cached), description.revision
+    description, vectors = cached
+    if description.revision > identity.revision:
+        faults.append(f"vectors of revision {description.revision}, rows of {identity.revision}")
+    known, seen = set(vectors.ids().tolist()), 0
+    for ids, embeddings, _ in embedded:
+        expected = directions(embeddings)
+        both = np.array([int(i) in known for i in ids])
+        seen += int(both.sum())
+        cosine = (vectors.vectors(ids[both]) * expected[both]).sum(1)
+        faults += [f"vector {i} is not that of its row" for i in ids[both][cosine < LEAST_COSINE]]
+        if description.revision == identity.revision:
+            faults += [f"vector {i} is missing" for i in ids[~both]]
+    if len(vectors) > seen:
+        faults.append(f"{len(vectors) - seen} vectors without a row lie in the cache: rebuild it")
+    return len(vectors), description.revision
 
 
 def _strays(folder: Path, engine: Engine) -> list[Path]:

@@ -145,6 +145,10 @@ class FlatIndex:
         self._held[ids[ids < len(self._held) - 1]] = False
         return int(self._index.remove_ids(ids))
 
+    def holds(self, ids: IdArray) -> npt.NDArray[np.bool_]:
+        """Return (N,) bool: which of the (N,) int64 ids, not negative, are there."""
+        return self._held[np.minimum(ids, len(self._held) - 1)]
+
     def search(
         self, queries: FloatArray, k: int, eligible: Eligible | None = None
     ) -> list[Neighbours]:

@@ -3,10 +3,11 @@
 What pays is measured when the service starts. On a few processors it is mostly one run beside the
 other, each of one picture and one thread; a picture that is the only one inside has all threads. On
 an accelerator, or where batches pay more, one run takes a power of two of what waits. Interactive
-requests go first. A run that fails is repeated picture by picture, so that one poisonous picture
-fails alone. Whoever waits for nobody is passed over.
+requests go first, but for one run in a few. A run that fails is repeated picture by picture, so
+that one poisonous picture fails alone. Whoever waits for nobody is passed over.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -39,6 +40,8 @@ ROUNDS = 3
 RUNS_EACH = 2
 # Of threads that run the encoder, of 0 to 19.
 NICENESS = 5
+# One batch of so many begins with the bulk lane, so that nobody waits there for ever.
+BULK_TURN = 8
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ class BatchedEncoders:
         self._changed = threading.Condition()
         self._runs: list[_Run] = []
         self._is_closed = False
-        # Pictures so far.
-        self.arrived = 0
+        # Pictures and batches so far.
+        self.arrived = self._taken = 0
 
     @property
     def embedding_dim(self) -> int:
@@ -280,7 +283,9 @@ class BatchedEncoders:
     def _take(self) -> list[_Item]:
         """Return the next batch: a power of two, or one picture that is to be alone."""
         batch: list[_Item] = []
-        for lane in self._lanes.values():
+        self._taken += 1
+        lanes = list(self._lanes.values())
+        for lane in reversed(lanes) if self._taken % BULK_TURN == 0 else lanes:
             while lane and len(batch) < self.batching.max_batch:
                 if lane[0].is_alone and batch:
                     break
@@ -306,7 +311,11 @@ def _give_way() -> None:
     would answer a flood late if it waited its turn between runs.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        # A service that was started at a higher niceness stays there: less takes a privilege. Where
+        # a sandbox forbids even more, its threads run as the others do.
+        with contextlib.suppress(PermissionError):
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(NICENESS, own))
 
 
 def _wait(item: _Item) -> FloatArray:

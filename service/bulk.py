@@ -5,6 +5,7 @@ journal as they are made (`service/bulk_table.py`): a run that was interrupted g
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ def predict_files(
 
 
 def _describe(catalogue: Catalogue) -> list[str | int]:
-    return [str(catalogue.path.resolve()), catalogue.revision, len(catalogue)]
+    made = catalogue.created_at.isoformat()
+    return [str(catalogue.path.resolve()), made, catalogue.revision, len(catalogue)]
 
 
 def _sha256(path: Path) -> str:
@@ -123,16 +125,14 @@ def _sha256(path: Path) -> str:
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files, and the image files of the folders, each folder sorted; every file once.
 
+    A folder below them that cannot be read, and a link to nothing, are among them.
+
     Raises:
         InvalidRequest: there is none.
     """
     files: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.casefold() in SUFFIXES and p.is_file())
-            files.extend(sorted(found))
-        else:
-            files.append(path)
+        files.extend(_search(path) if path.is_dir() else [path])
     if not files:
         searched = ", ".join(map(str, paths)) or "no file or folder"
         raise InvalidRequest(
@@ -140,6 +140,26 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
             field="images",
         )
     return list(dict.fromkeys(files))
+
+
+def _search(folder: Path) -> list[Path]:
+    """Return a folder's image files, and what cannot be read of it, which is then refused by name.
+
+    Folders that are linked are not followed.
+    """
+    found: list[Path] = []
+
+    def note(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, _, names in os.walk(folder, onerror=note):
+        named = [Path(place, name) for name in names]
+        found += [p for p in named if p.suffix.casefold() in SUFFIXES and _is_file_or_gone(p)]
+    return sorted(found)
+
+
+def _is_file_or_gone(path: Path) -> bool:
+    return path.is_file() or not path.exists()
 
 
 def _check_out(out: Path, read: Sequence[Path]) -> None:
@@ -165,6 +185,7 @@ def _answer_files(
     missing = [path for path in files if path not in journal]
     batches = (missing[at : at + BATCH_FILES] for at in range(0, len(missing), BATCH_FILES))
     done = len(files) - len(missing)
+    report(done, len(files))
     work = partial(_batch_rows, runtime, records)
     for rows in in_order(work, batches, threads=available_cpus()):
         journal.add(rows)
@@ -175,31 +196,40 @@ def _answer_files(
 def _batch_rows(
     runtime: Runtime, records: Records, paths: Sequence[Path]
 ) -> list[tuple[Path, Stamp, Row]]:
+    """Return each file's stamp and cells; a batch with a file that cannot be answered is halved."""
     # Before the files are read: one that changes meanwhile is read again by the next run.
     stamps = [file_stamp(path) for path in paths]
-    return list(zip(paths, stamps, _rows(runtime, records, paths), strict=True))
-
-
-def _rows(runtime: Runtime, records: Records, paths: Sequence[Path]) -> list[Row]:
-    """Return each file's cells; a batch with a file that cannot be answered is halved."""
     asked = [records.get(path.name) for path in paths]
     try:
         answers = runtime.classify_each(
-            _Files(paths), asked, extrapolate=runtime.catalogue is not None
+            _Files(paths, runtime.limits.max_bytes),
+            asked,
+            extrapolate=runtime.catalogue is not None,
         )
-    except (OSError, InvalidImage, InvalidRecord, InferenceError) as error:
+    except (InvalidImage, InvalidRecord, InferenceError) as error:
         if len(paths) == 1:
-            return [{"status": REFUSED, "error": _reason(error)}]
-        half = len(paths) // 2
-        return [*_rows(runtime, records, paths[:half]), *_rows(runtime, records, paths[half:])]
-    return [_row(answer) for answer in answers]
+            return [(paths[0], stamps[0], _refusal(str(error)))]
+    except OSError as error:
+        if len(paths) == 1:
+            # Without a stamp, so that a later run tries again: the cause is not the file's content.
+            return [(paths[0], None, _refusal(f"cannot be read: {error.strerror}"))]
+    else:
+        return list(zip(paths, stamps, map(_row, answers), strict=True))
+    half = len(paths) // 2
+    return [
+        *_batch_rows(runtime, records, paths[:half]),
+        *_batch_rows(runtime, records, paths[half:]),
+    ]
 
 
 class _Files(Sequence[bytes]):
-    """Files' contents, read when they are asked for and not kept."""
+    """Files' contents, read when they are asked for and not kept.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    Of a file that is longer than may be, one byte too many is read: enough to refuse it.
+    """
+
+    def __init__(self, paths: Sequence[Path], max_bytes: int) -> None:
+        self._paths, self._max_bytes = paths, max_bytes
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -210,12 +240,13 @@ class _Files(Sequence[bytes]):
     def __getitem__(self, at: slice) -> "_Files": ...
     def __getitem__(self, at: int | slice) -> "bytes | _Files":
         if isinstance(at, slice):
-            return _Files(self._paths[at])
-        return self._paths[at].read_bytes()
+            return _Files(self._paths[at], self._max_bytes)
+        with self._paths[at].open("rb") as file:
+            return file.read(self._max_bytes + 1)
 
 
-def _reason(error: Exception) -> str:
-    return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+def _refusal(reason: str) -> Row:
+    return {"status": REFUSED, "error": reason}
 
 
 def _row(answer: Assessment) -> Row:

@@ -30,7 +30,7 @@ def journal_path(out: Path) -> Path:
 
 def refused_path(out: Path) -> Path:
     """Return the list of the files that could not be answered."""
-    return out.with_name(f"{out.stem}.refused.csv")
+    return out.with_name(f"{out.name}.refused.csv")
 
 
 def file_stamp(path: Path) -> Stamp:

@@ -24,6 +24,7 @@ from service.embeddings import EmbeddingCache, Model, Seen, file_digest
 from service.models import Models, finite
 from service.schemas import AnswerWarning, ImageQuality, Quality
 from service.stages import stage
+from service.tickets import check_awaited
 
 UNLIKE_TRAINING = "unlike_training_images"
 # Images per run of the image encoder: bounds the memory of a whole patient's images.
@@ -81,17 +82,17 @@ def look(
     Raises:
         InvalidImage: an image cannot be read; the message says which where there are several.
         InferenceError: an embedding is not finite.
+        ClientDisconnect, TimedOut: nobody waits any more.
     """
     memory = _Memory(models, cache)
-    with ExitStack() as turn:
-        with stage("wait"):
-            turn.enter_context(models.decoding)
-        with stage("decode"):
-            read = [_read(models, data, at, limits, memory) for at, data in enumerate(images)]
+    read = [_read_in_turn(models, data, at, limits, memory) for at, data in enumerate(images)]
     with stage("infer"):
         new = [one for one in read if isinstance(one, Unseen)]
         made = iter(embed(models, new))
-    seen = [memory.keep(one, next(made)) if isinstance(one, Unseen) else one for one in read]
+    seen = [
+        memory.keep(one.digest, one.seen(next(made))) if isinstance(one, Unseen) else one
+        for one in read
+    ]
     return [judge_picture(models, one) for one in seen]
 
 
@@ -103,6 +104,13 @@ class Unseen:
     content: str
     scores: Mapping[str, float]
     digest: str
+
+    def seen(self, embedding: FloatArray) -> Seen:
+        """Return the picture with its (D,) float32 embedding."""
+        # A row of its own: one embedding must not hold a batch's in memory.
+        embedding = embedding.copy()
+        embedding.setflags(write=False)
+        return Seen(self.content, self.scores, embedding)
 
 
 class _Memory:
@@ -122,14 +130,22 @@ class _Memory:
     def by_content(self, content: str) -> Seen | None:
         return None if self._cache is None else self._cache.by_content(self._model, content)
 
-    def keep(self, one: Unseen, embedding: FloatArray) -> Seen:
-        # A row of its own: one embedding must not hold a batch's in memory.
-        embedding = embedding.copy()
-        embedding.setflags(write=False)
-        seen = Seen(one.content, one.scores, embedding)
+    def keep(self, digest: str, seen: Seen) -> Seen:
         if self._cache is not None:
-            self._cache.keep(self._model, one.digest, seen, self._era)
+            self._cache.keep(self._model, digest, seen, self._era)
         return seen
+
+
+def _read_in_turn(
+    models: Models, data: bytes, position: int, limits: ImageLimits, memory: _Memory
+) -> Seen | Unseen:
+    """Read one image when its turn has come: a request of many lets others in between."""
+    with ExitStack() as turn:
+        with stage("wait"):
+            turn.enter_context(models.decoding)
+        check_awaited()
+        with stage("decode"):
+            return _read(models, data, position, limits, memory)
 
 
 def _read(
@@ -145,7 +161,7 @@ def _read(
     content = content_hash(image)
     seen = memory.by_content(content)
     if seen is not None:
-        return seen
+        return memory.keep(digest, seen)
     pixels = prepare_image(image, models.manifest.image_input)
     return Unseen(pixels, content, measure_quality(image), digest)
 

@@ -233,7 +233,11 @@ class Runtime:
             patient_id=patient_id,
             contents=frozenset(picture.content for picture in looked),
         )
-        same = Exclusion(patients=frozenset(() if patient_id is None else (patient_id,)))
+        # All pictures are one patient's, whose lesions must not speak for each other.
+        same = Exclusion(
+            patients=frozenset(() if patient_id is None else (patient_id,)),
+            contents=frozenset(picture.content for picture in looked),
+        )
         candidates = []
         for one, record in zip(asked, records, strict=True):
             pictures = pool([looked[i] for i in one.images], one.images)

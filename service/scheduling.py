@@ -11,10 +11,11 @@ import asyncio
 import contextvars
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bundle.errors import Overloaded
 from service.errors import TimedOut
@@ -40,25 +41,24 @@ class Scheduler:
         self._capacity = max_concurrency + max_queue
         self._timeout_s = timeout_s
         self._bulk_places = max(1, max_concurrency // 2)
-        self._admitted = 0
-        self._bulk = 0
-        self._abandoned = 0
+        self._admitted: Counter[Lane] = Counter()
+        self._abandoned: Counter[Lane] = Counter()
         self._counting = threading.Lock()
 
     @property
     def admitted(self) -> int:
         """Requests inside now, those that lost their caller but not their thread included."""
-        return self._admitted + self._abandoned
+        return self._admitted.total() + self._abandoned.total()
 
     @property
     def is_idle(self) -> bool:
         """Whether no request waits for its answer."""
-        return self._admitted == 0
+        return self._admitted.total() == 0
 
     @property
     def is_stalled(self) -> bool:
         """Whether every thread works for a request whose time is over."""
-        return self._abandoned >= self._threads
+        return self._abandoned.total() >= self._threads
 
     @asynccontextmanager
     async def admit(self, lane: Lane = "interactive") -> AsyncIterator[Ticket]:
@@ -71,8 +71,7 @@ class Scheduler:
         self.check_room(lane)
         ticket = Ticket(time.monotonic() + self._timeout_s, lane)
         current_ticket.set(ticket)
-        self._admitted += 1
-        self._bulk += lane == "bulk"
+        self._admitted[lane] += 1
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield ticket
@@ -82,8 +81,7 @@ class Scheduler:
                 "fewer or smaller images"
             ) from None
         finally:
-            self._admitted -= 1
-            self._bulk -= lane == "bulk"
+            self._admitted[lane] -= 1
 
     def check_room(self, lane: Lane = "interactive", coming: Mapping[Lane, int] = NONE) -> None:
         """Do nothing while a request of this lane may come in.
@@ -99,7 +97,8 @@ class Scheduler:
             raise Overloaded(
                 f"expected at most {self._capacity} requests at a time: send this one again later"
             )
-        if lane == "bulk" and max(self._bulk, coming.get("bulk", 0)) >= self._bulk_places:
+        bulk = self._admitted["bulk"] + self._abandoned["bulk"]
+        if lane == "bulk" and max(bulk, coming.get("bulk", 0)) >= self._bulk_places:
             raise Overloaded(
                 f"expected at most {self._bulk_places} bulk requests at a time: send this one "
                 "again later"
@@ -113,16 +112,15 @@ class Scheduler:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             if job.running():
-                self._count(1)
-                job.add_done_callback(self._end_abandoned)
+                ticket = current_ticket.get()
+                lane = "interactive" if ticket is None else ticket.lane
+                self._count(lane, 1)
+                job.add_done_callback(lambda _: self._count(lane, -1))
             raise
 
-    def _end_abandoned(self, job: Future[Any]) -> None:
-        self._count(-1)
-
-    def _count(self, change: int) -> None:
+    def _count(self, lane: Lane, change: int) -> None:
         with self._counting:
-            self._abandoned += change
+            self._abandoned[lane] += change
 
     def close(self) -> None:
         """Let running work end and drop what waits."""

@@ -35,7 +35,7 @@ from service.scheduling import Scheduler
 from service.schemas import Envelope, MetadataEntry, Quality
 from service.settings import Settings
 from service.stages import measuring
-from service.tickets import Ticket, lane_of
+from service.tickets import Lane, Ticket, lane_of
 from service.uploads import FormLimits, read_form
 
 # Between two tries to load, and two looks at the threads.
@@ -296,7 +296,7 @@ class Service:
             body_bytes=self.settings.max_request_bytes,
         )
         _check_length(request, limits.body_bytes)
-        async with self.scheduler.admit(lane_of(request.headers.get("priority"))) as ticket:
+        async with self.scheduler.admit(_lane(request)) as ticket:
             content_type = request.headers.get("content-type", "")
             form = await read_form(content_type, request.stream(), parts_of(model), limits)
             # The hash of a few words alone could be guessed.
@@ -319,7 +319,7 @@ class Service:
         runtime = self.runtime()
         limit = self.settings.max_text_bytes
         _check_length(request, limit)
-        async with self.scheduler.admit():
+        async with self.scheduler.admit(_lane(request)):
             body = bytearray()
             async for part in request.stream():
                 body += part
@@ -331,7 +331,7 @@ class Service:
     async def look_up(self, request: Request, work: Callable[[Runtime], Result]) -> Result:
         """Return what the runtime answers to a request without a body."""
         runtime = self.runtime()
-        async with self.scheduler.admit():
+        async with self.scheduler.admit(_lane(request)):
             return await self._run(request, lambda: work(runtime))
 
     async def _run(self, request: Request, work: Callable[[], Result]) -> Result:
@@ -383,6 +383,10 @@ def _open_audit(settings: Settings) -> AuditLog | None:
     if not settings.audit or (settings.ledger is None and settings.catalogue is None):
         return None
     return AuditLog(settings.ledger_folder)
+
+
+def _lane(request: Request) -> Lane:
+    return lane_of(request.headers.get("priority"))
 
 
 def _check_length(request: Request, limit: int) -> None:

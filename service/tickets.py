@@ -59,6 +59,17 @@ class Ticket:
 current_ticket: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
 
 
+def check_awaited() -> None:
+    """Do nothing while somebody waits for what this thread works for.
+
+    Raises:
+        ClientDisconnect, TimedOut: as `Ticket.check`.
+    """
+    ticket = current_ticket.get()
+    if ticket is not None:
+        ticket.check()
+
+
 def lane_of(priority: str | None) -> Lane:
     """Return the lane that a `Priority` header (RFC 9218) asks for: bulk from u=5 on."""
     for part in (priority or "").split(","):

@@ -61,6 +61,11 @@ def test_a_quota_of_version_1_bounds_the_processors(tmp_path: Path) -> None:
     assert counted(tmp_path, membership, **files) == 8
 
 
+def test_a_group_of_version_1_is_found_however_its_controllers_are_ordered(tmp_path: Path) -> None:
+    files = {"cpu__job__cpu_cfs_quota_us": "200000", "cpu__job__cpu_cfs_period_us": "100000"}
+    assert counted(tmp_path, "3:cpuacct,cpu:/job\n", **files) == 2
+
+
 def test_without_control_groups_the_affinity_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

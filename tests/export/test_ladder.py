@@ -109,6 +109,29 @@ def test_a_rung_that_cannot_run_here_is_left_out_with_the_reason(
     assert "int8 is not in the bundle: image_encoder.int8.onnx cannot be loaded" in card
 
 
+def test_a_rung_that_answers_otherwise_than_torch_is_left_out_with_the_reason(
+    exported: Exported, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    def wreck(graph: bytes, path: Path) -> None:
+        model = onnx.load_from_string(graph)
+        for weights in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(weights)
+            if values.dtype == np.float32 and values.ndim > 1:
+                weights.CopyFrom(onnx.numpy_helper.from_array(-9 * values, weights.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(export.pack, "write_int8", wreck)
+    manifest = export_run(exported.run, tmp_path / "bundle", cohort=cohort)
+    assert [variant.name for variant in manifest.variants] == ["fp32"]
+    assert "image_encoder.int8.onnx" not in manifest.files
+    card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert "int8 is not in the bundle: image_encoder, " in card
+    assert "ONNX and torch differ by" in card
+
+
 def test_a_cohort_whose_test_split_was_shown_is_refused(exported: Exported, cohort: Cohort) -> None:
     info = read_info(exported.run)
     groups = set(cohort.table()["patient_id"].to_pylist())

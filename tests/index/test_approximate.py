@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import faiss
@@ -186,6 +187,24 @@ def test_nothing_of_a_removed_vector_stays_in_what_is_saved(kind: str, tmp_path:
     index.remove(np.asarray([9001]))
     assert code not in codes_of(index)
     assert 9001 not in index.search(odd, 10)[0].ids
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "HNSW" in kind])
+def test_nothing_of_vectors_that_are_removed_one_after_the_other_stays(kind: str) -> None:
+    """A node whose vector is gone stands in with a neighbour's, which may go later."""
+    index = fresh(kind)
+    assert isinstance(index, ApproximateIndex)
+    code_of = dict(zip(index.ids().tolist(), codes_of(index), strict=True))
+    shared = Counter(code_of.values())
+    # In the order of one walk through the cloud, each is the next one's neighbour.
+    start = index.exact.search(QUERIES[:1], 60)[0].ids
+    for number in start.tolist():
+        index.remove(np.asarray([number]))
+    left = set(codes_of(index))
+    assert not [
+        number for number in start if shared[code_of[number]] == 1 and code_of[number] in left
+    ]
+    assert recall_of(index.search(QUERIES, 10), index.exact.search(QUERIES, 10), 10) >= 0.99
 
 
 def codes_of(index: VectorIndex) -> list[bytes]:

@@ -26,6 +26,7 @@ from index.build import (
 )
 from index.catalogue import Catalogue
 from index.cohort_lesions import Disagreement, RejectedValue, chunks, cohort_lesions
+from index.lesions import FloatArray
 from index.thumbnails import make_thumbnail
 from tests.fakes import (
     BLUE,
@@ -125,7 +126,7 @@ def test_every_lesion_of_the_split_is_found_by_its_colour(
         progress=lambda done, total: seen.append((done, total)),
     )
     assert (report.lesions, report.images) == (3, 3)
-    assert seen == [(2, 3), (3, 3)]
+    assert seen == [(0, 3), (2, 3), (3, 3)]
     with opened(tmp_path / "catalogue", bundle) as catalogue:
         for name, colour in colours.items():
             query = np.asarray([[*(channel / 255 for channel in colour), CONSTANT]], np.float32)
@@ -166,6 +167,27 @@ def test_images_that_cannot_be_read_are_listed_beside_the_catalogue(tmp_path: Pa
     assert listed.read_text() == 'image_id,lesion_id,error\nimage-1,"a, b",truncated\n'
     assert write_unreadable(tmp_path / "catalogue", BuildReport()) is None
     assert not listed.exists()
+
+
+@pytest.mark.parametrize("poison", [np.nan, 0.0])
+def test_an_image_without_an_embedding_is_refused_by_name_and_the_others_go_on(
+    make_cohort: MakeCohort, bundle: Bundle, tmp_path: Path, poison: float
+) -> None:
+    class Poisoned(FakeEncoders):
+        def embed_images(self, pixels: FloatArray) -> FloatArray:
+            embeddings = super().embed_images(pixels)
+            embeddings[embeddings.argmax(axis=1) == 1] = poison
+            return embeddings
+
+    rows = [row(n, GREEN if n == 4 else RED, lesion=f"l-{n}") for n in range(9)]
+    report = build_catalogue(
+        bundle, Poisoned(), make_cohort(rows), tmp_path / "c", splits=SPLITS, batch_size=8
+    )
+    assert (report.lesions, report.images) == (8, 8)
+    assert [(one.lesion_id, "embedding" in one.reason) for one in report.unreadable] == [
+        ("l-4", True)
+    ]
+    assert report.lesions_without_image == ["l-4"]
 
 
 def test_the_images_of_a_lesion_are_pooled_by_their_mean(
@@ -268,6 +290,21 @@ def test_a_second_cohort_may_be_added_later(
         assert catalogue.lesion("lesion-3").source == "more"
         with pytest.raises(CatalogueError, match="such as 'lesion-1'"):
             add_cohort(catalogue, bundle, FakeEncoders(), first, splits=SPLITS)
+
+
+@pytest.mark.parametrize("asked", [{"recall": 99.0}, {"factory": "HNWS32"}, {"factory": "LSH"}])
+def test_an_index_that_cannot_be_made_is_refused_before_any_image_is_read(
+    make_cohort: MakeCohort,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+) -> None:
+    cohort = make_cohort([row(1)])
+    monkeypatch.setattr(Cohort, "images", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(CatalogueError, match=r"recall|HNWS32|LSH"):
+        build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS, **asked)
+    assert not (tmp_path / "c").exists()
 
 
 def test_no_catalogue_appears_when_none_can_be_made(

@@ -132,7 +132,11 @@ def test_search_returns_exactly_the_best_eligible_lesions_in_order(
         contents=frozenset(f"{n:064x}" for n in contents),
         with_kin=with_kin,
     )
-    same = [lesion for lesion in lesions if exclude.contents & set(lesion.content_hashes)]
+    same = [
+        lesion
+        for lesion in lesions
+        if exclude.contents & set(lesion.content_hashes) or lesion.lesion_id in exclude.lesions
+    ]
     owners = {lesion.patient_id for lesion in same if with_kin and lesion.patient_id is not None}
     eligible = [
         lesion

@@ -19,9 +19,11 @@ from bundle.errors import (
     StaleCatalogue,
     UnknownLesion,
 )
-from index import cache, live
+from index import cache, eligibility, live
 from index.catalogue import Catalogue
-from index.lesions import CatalogueLesion, Edit, RequestKey, StoredLesion
+from index.filters import parse_filter
+from index.lesions import CatalogueLesion, Edit, FloatArray, RequestKey, StoredLesion
+from index.upkeep import verify
 from tests.fakes import BLUE, GREEN, RED, make_lesion, write_catalogue
 
 BUNDLE_ID = "ab" * 32
@@ -268,6 +270,153 @@ def test_a_cache_that_holds_an_erased_lesion_is_dropped_at_the_next_start(folder
         assert "red-1" not in found(catalogue)
         assert len(catalogue) == 5
         assert not (folder / cache.VECTORS).exists()
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_catalogue_opened_while_another_process_writes_holds_every_lesion_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_cached: bool
+) -> None:
+    if not is_cached:
+        cache.drop_cache(folder)
+    with reopen(folder) as other:
+        other.add([new("blue-0", 70)])
+
+        def read(path: Path) -> object:
+            cached = cache.read_cache(path)
+            other.add([new("blue-1", 71)])
+            other.remove("red-0")
+            return cached
+
+        monkeypatch.setattr(live, "read_cache", read)
+        with reopen(folder) as opened:
+            other.add([new("blue-2", 72)])
+            (hits,) = opened.search(QUERY, k=100)
+            names = [hit.lesion_id for hit in hits]
+            assert len(names) == len(set(names)) == 8
+            assert {"blue-0", "blue-1", "blue-2"} < set(names)
+            opened.save()
+    monkeypatch.undo()
+    with reopen(folder) as again:
+        assert found(again) == set(names)
+
+
+def test_a_cache_that_another_process_replaces_while_it_is_read_is_read_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, replaced = cache.load_cache, list[Path]()
+    with reopen(folder) as other:
+
+        def load(path: Path, description: cache.CacheDescription) -> object:
+            if not replaced:
+                replaced.append(path)
+                other.add([new("blue-0", 70)])
+                other.save()
+            return real(path, description)
+
+        monkeypatch.setattr(cache, "load_cache", load)
+        with reopen(folder) as opened:
+            assert "blue-0" in found(opened)
+        assert verify(folder).faults == ()
+
+
+def test_a_change_that_failed_half_way_is_followed_once_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reopen(folder) as opened, reopen(folder) as other:
+        other.add([new("blue-0", 70)])
+
+        def fail(_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(live.LiveVectors, "_heed_changes", fail)
+            with pytest.raises(MemoryError):
+                opened.search(QUERY, k=100)
+        (hits,) = opened.search(QUERY, k=100)
+        assert len(hits) == len({hit.lesion_id for hit in hits}) == 7
+
+
+def many(start: int, count: int) -> list[CatalogueLesion]:
+    return [
+        make_lesion(f"many-{n}", RED, seed=1000 + n, embedding=direction(n))
+        for n in range(start, start + count)
+    ]
+
+
+def direction(number: int) -> FloatArray:
+    return np.random.default_rng(number).normal(0, 1, 4).astype(np.float32)
+
+
+def test_whoever_began_without_the_approximate_index_takes_it_over_instead_of_losing_it(
+    folder: Path,
+) -> None:
+    first = reopen(folder)
+    first.add(many(0, 300))
+    first.choose_index(factory="HNSW16,SQ8", recall=0.5)
+    # The erasure drops the files: whoever begins now compares every vector.
+    first.remove("many-0")
+    second = reopen(folder)
+    assert second._live.measured is None
+    second.remove("many-1")
+    second.add(many(300, 3))
+    first.save()
+    first.close()
+    second.add(many(303, 2))
+    second.save()
+    second.close()
+    with reopen(folder) as third:
+        assert third._live.measured is not None
+        (hits,) = third.search(QUERY, k=1000)
+        assert len(hits) == len({hit.lesion_id for hit in hits}) == 6 + 300 - 2 + 5
+    assert verify(folder).faults == ()
+
+
+def test_an_approximate_index_that_outgrew_its_measurement_says_so_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with reopen(folder) as opened:
+        opened.add(many(0, 300))
+        opened.choose_index(factory="HNSW16,SQ8", recall=0.5)
+        opened.add(many(300, 100))
+        assert "was measured among" not in caplog.text
+        opened.add(many(400, 100))
+        opened.add(many(500, 10))
+        assert caplog.text.count("was measured among") == 1
+        opened.choose_index(factory="HNSW16,SQ8", recall=0.5)
+        opened.add(many(510, 10))
+        assert caplog.text.count("was measured among") == 1
+
+
+def test_a_filter_that_is_asked_again_is_not_looked_up_again_until_the_catalogue_changes(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    real = eligibility._all_ids
+
+    def counting(connection: object, query: object) -> object:
+        asked.append(query)
+        return real(connection, query)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(eligibility, "_all_ids", counting)
+
+    def search(raw: dict[str, object]) -> set[str]:
+        where = parse_filter(raw, catalogue.schema, ("nv", "mel", "bcc"))
+        (hits,) = catalogue.search(QUERY, k=100, where=where)
+        return {hit.lesion_id for hit in hits}
+
+    over_30: dict[str, object] = {"age_years": {"gt": 30}}
+    before = search(over_30)
+    assert search(over_30) == before
+    assert len(asked) == 1
+    catalogue.update("red-0", lambda _: Edit({"age_years": 80.0}, {}))
+    assert search(over_30) == before | {"red-0"}
+    catalogue.remove("red-0")
+    assert search(over_30) == before
+    assert len(asked) == 3
+    for bound in range(eligibility.KEPT_FILTERS + 1):
+        search({"age_years": {"gt": bound}})
+    search(over_30)
+    assert len(asked) == 3 + eligibility.KEPT_FILTERS + 2
 
 
 def test_a_database_that_went_back_is_told(folder: Path) -> None:

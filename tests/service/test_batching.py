@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import InferenceError, Overloaded
-from service.batching import BatchedEncoders, Batching, measure_batching, warm
+from service.batching import BULK_TURN, BatchedEncoders, Batching, measure_batching, warm
 from service.errors import TimedOut
 from service.tickets import Lane, Ticket, current_ticket, lane_of
 from tests.fakes import DIM, FakeEncoders
@@ -149,6 +149,19 @@ def test_interactive_pictures_overtake_bulk_ones(watched: Watched) -> None:
     assert [one.result()[0, 0] for one in asked] == [4, 5, 6]
     wait_for(lambda: callers.encoders.busy_s == 0)
     assert watched.batches == [[99], [4, 5], [6, 1], [2, 3]]
+
+
+def test_a_bulk_picture_comes_to_its_turn_however_many_interactive_ones_wait(
+    watched: Watched,
+) -> None:
+    callers = occupied(watched, max_batch=1)
+    callers.ask(1, lane="bulk")
+    for number in range(2, 3 * BULK_TURN):
+        callers.ask(number)
+    watched.may.set()
+    wait_for(lambda: [1] in watched.batches)
+    assert watched.batches.index([1]) < BULK_TURN
+    wait_for(lambda: callers.encoders.busy_s == 0)
 
 
 def test_whoever_left_or_is_late_is_passed_over(watched: Watched) -> None:
@@ -356,6 +369,27 @@ def test_the_encoder_gives_way_to_other_threads() -> None:
     encoders = Niceness()
     BatchedEncoders(encoders, Batching(1)).embed_images(np.zeros((1, 3, 2, 2), np.float32))
     assert encoders.seen > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness")
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_a_service_that_is_nicer_already_stays_so_and_answers(
+    monkeypatch: pytest.MonkeyPatch, forbidden: bool
+) -> None:
+    """To be less nice takes a privilege; a thread that fails at its start would hold all up."""
+    asked: list[int] = []
+
+    def set_priority(which: int, who: int, niceness: int) -> None:
+        asked.append(niceness)
+        if forbidden:
+            raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 10)
+    monkeypatch.setattr(os, "setpriority", set_priority)
+    batched = BatchedEncoders(FakeEncoders(), Batching(at_once=2))
+    current_ticket.set(Ticket(time.monotonic() + 60))
+    assert batched.embed_images(np.zeros((1, 3, 2, 2), np.float32)).shape == (1, DIM)
+    assert set(asked) == {10}
 
 
 class Niceness(FakeEncoders):

@@ -19,6 +19,7 @@ from bundle.errors import (
     UnknownCategory,
     UnknownField,
 )
+from bundle.images import ImageLimits
 from bundle.store import Bundle
 from service.bulk import BATCH_FILES, BulkSummary, image_files, predict_files
 from service.bulk_records import read_records
@@ -264,24 +265,25 @@ def test_a_bundle_or_catalogue_that_cannot_be_used_is_refused_at_once(desk: Desk
 
 
 class Cut(BaseException):
-    """Ends a run at the first report."""
+    """Ends a run after the first batch."""
 
 
 def cut_off(done: int, total: int) -> None:
-    raise Cut
+    if done:
+        raise Cut
 
 
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were read for an answer."""
     names: list[str] = []
-    read = Path.read_bytes
+    opened = Path.open
 
-    def noting(path: Path) -> bytes:
+    def noting(path: Path, *given: Any, **named: Any) -> Any:
         names.append(path.name)
-        return read(path)
+        return opened(path, *given, **named)
 
-    monkeypatch.setattr(Path, "read_bytes", noting)
+    monkeypatch.setattr(Path, "open", noting)
     return names
 
 
@@ -295,7 +297,7 @@ def test_an_interrupted_run_goes_on_and_does_no_finished_row_again(
 
     def stop_late(done: int, total: int) -> None:
         first.append(done)
-        if len(first) == 2:
+        if len(first) == 3:
             raise Cut
 
     with pytest.raises(Cut):
@@ -307,7 +309,7 @@ def test_an_interrupted_run_goes_on_and_does_no_finished_row_again(
     assert desk.predict(report=lambda *done: told.append(done)) == BulkSummary(files - 1, 1)
     pictures = [name for name in looked_at if name.endswith("png")]
     assert sorted(pictures) == sorted(p.name for p in image_files([desk.images])[2 * BATCH_FILES :])
-    assert told == [(3 * BATCH_FILES, files), (files, files)]
+    assert told == [(2 * BATCH_FILES, files), (3 * BATCH_FILES, files), (files, files)]
     whole = desk.out.read_bytes()
     desk.predict()
     assert desk.out.read_bytes() == whole
@@ -473,8 +475,69 @@ def test_a_name_that_is_no_text_is_answered_too(desk: Desk) -> None:
     assert desk.rows()[1]["file"].endswith(r"caf\udce9.png")
 
 
-def test_progress_is_told_after_each_batch(desk: Desk) -> None:
+def test_progress_is_told_before_the_first_batch_and_after_each(desk: Desk) -> None:
     absent = [desk.folder / f"{n}.png" for n in range(BATCH_FILES + 6)]
     told: list[tuple[int, int]] = []
     desk.predict(images=absent, report=lambda *done: told.append(done))
-    assert told == [(BATCH_FILES, BATCH_FILES + 6), (BATCH_FILES + 6, BATCH_FILES + 6)]
+    assert told == [(done, BATCH_FILES + 6) for done in (0, BATCH_FILES, BATCH_FILES + 6)]
+
+
+def test_a_refusal_whose_cause_is_not_in_the_file_is_tried_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *given: Any, **named: Any) -> Any:
+        if path.name == "green.png":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(Cut):
+            desk.predict(report=cut_off)
+    assert "Permission denied" in journal_path(desk.out).read_text()
+    assert desk.predict() == BulkSummary(answered=3, refused=0)
+
+
+def test_what_cannot_be_read_of_a_folder_is_refused_by_name_and_the_others_go_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = desk.images / "closed"
+    closed.mkdir()
+    (desk.images / "gone.png").symlink_to(desk.folder / "nowhere.png")
+    scan = os.scandir
+
+    def refuse(place: Any) -> Any:
+        if Path(os.fsdecode(place)) == closed:
+            raise PermissionError(13, "Permission denied", str(closed))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert desk.predict() == BulkSummary(answered=3, refused=2)
+    refused = {Path(row["file"]).name: row["error"] for row in desk.rows() if row["error"]}
+    assert refused.keys() == {"closed", "gone.png"}
+    assert refused["gone.png"] == "cannot be read: No such file or directory"
+
+
+def test_of_a_file_that_is_too_long_only_so_much_is_read(desk: Desk) -> None:
+    long = desk.put("long.png", b"")
+    os.truncate(long, 2**40)
+    assert desk.predict(images=[long]) == BulkSummary(answered=0, refused=1)
+    assert f"at most {ImageLimits().max_bytes} bytes" in desk.rows()[0]["error"]
+
+
+def test_a_catalogue_made_anew_in_the_same_place_is_another(desk: Desk, bundle: Bundle) -> None:
+    catalogue = desk.folder / "catalogue"
+    lesions, bundle_id = [make_lesion("one", RED)], bundle.manifest.bundle_id
+    write_fake_catalogue(catalogue, lesions, bundle_id=bundle_id).close()
+    with pytest.raises(Cut):
+        desk.predict(catalogue=catalogue, report=cut_off)
+    shutil.rmtree(catalogue)
+    write_fake_catalogue(catalogue, lesions, bundle_id=bundle_id).close()
+    with pytest.raises(InvalidRequest, match="another bundle, metadata or catalogue"):
+        desk.predict(catalogue=catalogue)
+
+
+def test_two_tables_of_one_stem_have_lists_of_their_own(desk: Desk) -> None:
+    assert refused_path(desk.out) != refused_path(desk.out.with_suffix(".parquet"))

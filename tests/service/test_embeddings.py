@@ -89,10 +89,17 @@ def test_a_file_that_came_before_is_neither_decoded_nor_embedded_again(
     assert batches_of(runtime) == [1]
 
 
-def test_the_same_pixels_in_another_file_are_not_embedded_again(runtime: Runtime) -> None:
+def test_the_same_pixels_in_another_file_are_not_embedded_again(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = runtime.embed([draw_image(RED)])
     assert runtime.embed([stored_as(draw_image(RED), "WEBP")]) == first
     assert batches_of(runtime) == [1]
+    with monkeypatch.context() as patch:
+        # Both files are known now, and neither is decoded again.
+        patch.setattr("service.pictures.decode_image", None)
+        assert runtime.embed([stored_as(draw_image(RED), "WEBP")]) == first
+        assert runtime.embed([draw_image(RED)]) == first
     assert runtime.embed([draw_image(RED, file_format="JPEG")]) != first
     assert batches_of(runtime) == [1, 1]
 

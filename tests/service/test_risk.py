@@ -10,6 +10,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from bundle.images import content_hash, decode_image
+from index.catalogue import Catalogue, Exclusion
 from service.context import join_risks
 from service.runtime import Runtime
 from tests.fakes import (
@@ -173,6 +175,26 @@ def test_a_submitted_image_is_not_its_own_context(client: TestClient) -> None:
 def test_the_patients_own_lesions_do_not_fill_its_gaps(client: TestClient) -> None:
     said = answer(client, "/risk", REDS[0], patient_id="red")
     assert said["lesions"][0]["metadata"]["anatom_site"]["reason"] == "neighbours_too_far"
+
+
+def test_lesions_of_one_request_do_not_fill_each_others_gaps(
+    make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its pictures are one patient's, named or not."""
+    runtime = make_runtime()
+    assert runtime.catalogue is not None
+    left_out: list[frozenset[str]] = []
+    search = Catalogue.search
+
+    def noting(self: Catalogue, *given: Any, exclude: Exclusion, **named: Any) -> Any:
+        left_out.append(exclude.contents)
+        assert exclude.with_kin
+        return search(self, *given, exclude=exclude, **named)
+
+    monkeypatch.setattr(Catalogue, "search", noting)
+    runtime.risk(REDS)
+    hashes = frozenset(content_hash(decode_image(picture)) for picture in REDS)
+    assert left_out == [hashes] * 3
 
 
 def test_a_patient_that_is_not_there_is_not_found_and_not_repeated(client: TestClient) -> None:

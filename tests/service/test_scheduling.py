@@ -1,26 +1,31 @@
 """Who is served now: room, time, and threads that do not come back."""
 
 import asyncio
+import contextvars
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from fastapi import FastAPI
 from httpx2 import Client, TransportError
+from PIL.Image import Image
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from bundle.calibration import FloatArray
 from bundle.errors import Overloaded
+from bundle.images import ImageLimits, decode_image
 from service.errors import TimedOut
 from service.runtime import Runtime
 from service.scheduling import Scheduler
 from service.server import DrainingServer
 from service.settings import Settings
+from service.tickets import Ticket, current_ticket
 from tests.fakes import RED, FakeEncoders, draw_image
 from tests.service.asking import ask, assert_error
 
@@ -76,6 +81,89 @@ def test_a_request_whose_time_is_over_is_answered_and_a_stall_is_said(
         encoders.may.set()
         wait_for(lambda: client.get("/readyz").status_code == 200)
         assert ask(client, "/embed", draw_image(RED)).status_code == 200
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_no_picture_is_decoded_for_whom_nobody_waits(
+    make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    ticket = Ticket(time.monotonic() + 60)
+    decoded = []
+
+    def decode(data: bytes, limits: ImageLimits) -> Image:
+        decoded.append(data)
+        if left:
+            ticket.is_left = True
+        else:
+            ticket.deadline = 0
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("service.pictures.decode_image", decode)
+    context = contextvars.copy_context()
+    context.run(current_ticket.set, ticket)
+    with pytest.raises(ClientDisconnect if left else TimedOut):
+        context.run(make_runtime().risk, [draw_image(RED, seed=number) for number in range(4)])
+    assert len(decoded) == 1
+
+
+class Turns:
+    """A place for decoding that counts how often it is taken."""
+
+    def __init__(self) -> None:
+        self.taken, self.is_held = 0, False
+
+    def __enter__(self) -> None:
+        self.taken += 1
+        self.is_held = True
+
+    def __exit__(self, *_: object) -> None:
+        self.is_held = False
+
+
+def test_others_are_let_in_between_the_pictures_of_a_request(
+    make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, runtime = Turns(), make_runtime()
+    runtime = replace(runtime, models=replace(runtime.models, decoding=turns))
+
+    def decode(data: bytes, limits: ImageLimits) -> Image:
+        assert turns.is_held
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("service.pictures.decode_image", decode)
+    runtime.risk([draw_image(RED, seed=number) for number in range(3)])
+    assert turns.taken == 3
+    assert not turns.is_held
+
+
+def test_a_bulk_request_that_was_given_up_keeps_its_place_until_its_work_ends() -> None:
+    async def flood() -> None:
+        scheduler = Scheduler(max_concurrency=2, max_queue=4, timeout_s=0.05)
+        may = threading.Event()
+        with pytest.raises(TimedOut):
+            async with scheduler.admit("bulk"):
+                await scheduler.run(lambda: may.wait(60))
+        with pytest.raises(Overloaded, match="bulk"):
+            scheduler.check_room("bulk")
+        scheduler.check_room("interactive")
+        may.set()
+        while scheduler.admitted:
+            await asyncio.sleep(0.01)
+        scheduler.check_room("bulk")
+        scheduler.close()
+
+    asyncio.run(flood())
+
+
+def test_every_request_may_ask_for_the_bulk_lane(
+    make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
+) -> None:
+    app = make_app(make_runtime(), max_concurrency=2)
+    with TestClient(app) as client:
+        app.state.service.scheduler._abandoned["bulk"] += 1
+        bulk = {"Priority": "u=7"}
+        assert_error(client.get("/lesions", headers=bulk), 429, "overloaded", "bulk")
+        assert client.get("/lesions").status_code == 200
 
 
 @pytest.fixture
