@@ -14,8 +14,9 @@ from index.choice import recall_of
 from index.vectors import FlatIndex, FloatArray, IdArray, Neighbours
 
 Search = Callable[[FloatArray, int], IdArray]
-EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-LINKS, EFFORT_TO_BUILD = 32, 40
+EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Each library's own default is the least: hnswlib's is 200, usearch's 128.
+LINKS, EFFORT_TO_BUILD = 32, 200
 
 
 def rivals(

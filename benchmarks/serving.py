@@ -25,6 +25,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving_load import Load, Outcome, percentile
+from bundle.cpus import available_cpus
 from bundle.encoder import OnnxEncoders
 from bundle.images import decode_image, prepare_image
 from bundle.store import open_bundle
@@ -122,16 +124,32 @@ def await_answer(server: Server, poll_s: float) -> None:
     raise RuntimeError(f"{server.name} did not start within {START_S:g} s")
 
 
-def bare_loop(encoders: OnnxEncoders, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Return what decoding, preparing and embedding one image after the other comes to."""
+def bare_loop(
+    encoders: OnnxEncoders, images: Sequence[bytes], seconds: float, loops: int = 1
+) -> dict[str, Any]:
+    """Return what decoding, preparing and embedding one image after the other comes to.
+
+    Args:
+        encoders: the model.
+        images: files.
+        seconds: how long.
+        loops: so many beside each other, each on a thread of its own.
+    """
     spec = encoders.manifest.image_input
     took: list[float] = []
     begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds or len(took) < 3:
-        started_at = time.perf_counter()
-        image = decode_image(images[len(took) % len(images)])
-        encoders.embed_images(prepare_image(image, spec)[None])
-        took.append((time.perf_counter() - started_at) * 1000)
+
+    def turn(_: int) -> None:
+        done = 0
+        while time.perf_counter() - begun < seconds or done < 3:
+            started_at = time.perf_counter()
+            image = decode_image(images[len(took) % len(images)])
+            encoders.embed_images(prepare_image(image, spec)[None])
+            took.append((time.perf_counter() - started_at) * 1000)
+            done += 1
+
+    with ThreadPoolExecutor(loops) as threads:
+        list(threads.map(turn, range(loops)))
     return {
         "per_second": len(took) / (time.perf_counter() - begun),
         "median_ms": percentile(took, 50),
@@ -165,6 +183,7 @@ class Bench:
         self.options = options
         self.bundle = open_bundle(options.bundle)
         self.encoders = OnnxEncoders(self.bundle, variant=options.variant)
+        self.narrow = OnnxEncoders(self.bundle, threads=1, variant=options.variant)
         files = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in SUFFIXES)
         self.images = [path.read_bytes() for path in files[: options.count]]
         self.seconds: float = options.seconds
@@ -231,13 +250,25 @@ class Bench:
             self.load(server).closed(clients, 1.0)
         for _ in range(self.options.rounds):
             with only(None, up.values()):
-                figures = bare_loop(self.encoders, self.images, self.seconds)
+                figures = self.bare(clients)
             found.setdefault("bare", []).append(figures)
             for name, server in up.items():
                 with only(server, up.values()):
                     figures = self.load(server).closed(clients, self.seconds).figures()
                 found.setdefault(name, []).append(figures)
         return {name: with_median(rounds) for name, rounds in found.items()}
+
+    def bare(self, clients: int) -> dict[str, Any]:
+        """Return the bare loop's figures; where several ask, those of the better of two.
+
+        One picture at a time leaves processors idle while it is decoded; a loop a processor, each
+        of one thread, does not.
+        """
+        alone = bare_loop(self.encoders, self.images, self.seconds)
+        if clients == 1:
+            return alone
+        beside = bare_loop(self.narrow, self.images, self.seconds, available_cpus())
+        return max(alone, beside, key=lambda figures: figures["per_second"])
 
     def overload(self, server: Server, rate: float) -> dict[str, Any]:
         """Return what is answered at ten times the capacity, and right after it."""

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from bundle.cpus import available_cpus
 from bundle.errors import BundleError, CorruptBundle
 
-# The names of bfloat16 in OpenVINO's answers.
-PRECISION = "bf16"
+# The names of bfloat16 in OpenVINO's answers: of what a model computes in, and a processor can.
+PRECISION, CAPABILITY = "bf16", "BF16"
+CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 PROPERTY = "INFERENCE_PRECISION_HINT"
 
 
@@ -41,6 +42,13 @@ class OpenVinoSession:
                 "variant (SLIMP_VARIANT=fp32)"
             ) from None
         core = openvino.Core()
+        # Asked of the processor: a model may say bfloat16 where it is emulated, many times slower
+        # than float32.
+        if CAPABILITY not in core.get_property("CPU", CAPABILITIES):
+            raise BundleError(
+                f"the variant {PRECISION} needs a processor that computes in bfloat16, and OpenVINO "
+                "knows this one for one that does not: choose another variant (SLIMP_VARIANT=fp32)"
+            )
         at_once = max(1, available_cpus() // threads)
         options = {
             PROPERTY: PRECISION,

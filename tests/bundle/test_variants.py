@@ -26,7 +26,9 @@ INT8 = Variant(name="int8", file="image_encoder.int8.onnx", tolerance=0.05)
 def whatever_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no bfloat16, the same path runs in float32."""
     known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    monkeypatch.setattr(openvino_session, "PRECISION", "bf16" if "BF16" in known else "f32")
+    if "BF16" not in known:
+        monkeypatch.setattr(openvino_session, "PRECISION", "f32")
+        monkeypatch.setattr(openvino_session, "CAPABILITY", "FP32")
 
 
 @pytest.fixture
@@ -107,6 +109,14 @@ def test_a_processor_without_bfloat16_is_named(
     )
     with pytest.raises(BundleError, match="computes in bfloat16, OpenVINO chose f64 here"):
         OnnxEncoders(laddered, variant="bf16")
+
+
+def test_a_processor_that_would_emulate_bfloat16_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openvino_session, "CAPABILITY", "BF8")
+    with pytest.raises(BundleError, match=r"bfloat16.*SLIMP_VARIANT=fp32"):
+        OpenVinoSession("image_encoder", b"", threads=1)
 
 
 def test_a_graph_that_openvino_cannot_read_is_corrupt() -> None:

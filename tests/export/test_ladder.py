@@ -37,8 +37,9 @@ def laddered(
     with pytest.MonkeyPatch.context() as patch:
         # Where there is no bfloat16, the same path runs in float32.
         is_capable = any(flag in _flags() for flag in ("amx_bf16", "avx512_bf16"))
-        capable = openvino_session.PRECISION if is_capable else "f32"
-        patch.setattr(openvino_session, "PRECISION", capable)
+        if not is_capable:
+            patch.setattr(openvino_session, "PRECISION", "f32")
+            patch.setattr(openvino_session, "CAPABILITY", "FP32")
         with pytest.MonkeyPatch.context() as graphs:
             graphs.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
             export_run(exported.run, out, cohort=cohort)
