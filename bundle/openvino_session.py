@@ -46,8 +46,8 @@ class OpenVinoSession:
         # than float32.
         if CAPABILITY not in core.get_property("CPU", CAPABILITIES):
             raise BundleError(
-                f"the variant {PRECISION} needs a processor that computes in bfloat16, this one does "
-                "not, says OpenVINO: choose another variant (SLIMP_VARIANT=fp32)"
+                f"the variant {PRECISION} needs a processor that computes in bfloat16, this one "
+                "does not, says OpenVINO: choose another variant (SLIMP_VARIANT=fp32)"
             )
         at_once = max(1, available_cpus() // threads)
         options = {
