@@ -47,7 +47,8 @@ from index.vectors import FlatIndex, VectorIndex
 
 log = logging.getLogger(__name__)
 
-# Of the vectors among which recall was measured: with as many again as that it falls below.
+# An approximate index that holds so many times the vectors among which its recall was measured is
+# warned of: recall falls as it grows.
 MOST_GROWN = 1.5
 # How long an erasure waits for those who read, in any process, before it answers that they do.
 LOG_WAIT_S = 1.0

@@ -313,7 +313,7 @@ def _give_way() -> None:
     if sys.platform == "linux":
         # A service that was started at a higher niceness stays there: less takes a privilege. Where
         # a sandbox forbids even more, its threads run as the others do.
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             own = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(NICENESS, own))
 

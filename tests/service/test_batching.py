@@ -377,19 +377,19 @@ def test_a_service_that_is_nicer_already_stays_so_and_answers(
     monkeypatch: pytest.MonkeyPatch, forbidden: bool
 ) -> None:
     """To be less nice takes a privilege; a thread that fails at its start would hold all up."""
-    asked: list[int] = []
+    taken: list[int] = []
 
     def set_priority(which: int, who: int, niceness: int) -> None:
-        asked.append(niceness)
+        taken.append(niceness)
         if forbidden:
             raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "getpriority", lambda which, who: 10)
     monkeypatch.setattr(os, "setpriority", set_priority)
     batched = BatchedEncoders(FakeEncoders(), Batching(at_once=2))
-    current_ticket.set(Ticket(time.monotonic() + 60))
-    assert batched.embed_images(np.zeros((1, 3, 2, 2), np.float32)).shape == (1, DIM)
-    assert set(asked) == {10}
+    asked, _ = Callers(batched).ask(1)
+    assert asked.result().shape == (1, DIM)
+    assert set(taken) == {10}
 
 
 class Niceness(FakeEncoders):

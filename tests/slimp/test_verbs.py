@@ -219,9 +219,11 @@ def test_predict_reads_metadata_and_catalogue_and_tells_what_it_left_out(
 
     ended = slimp("predict", "bundle", "images", "--out", "plain.csv")
     assert ended.code == 3
-    assert "plain.refused.csv: the files that were refused, and why\n" in ended.out
+    assert "plain.csv.refused.csv: the files that were refused, and why\n" in ended.out
     assert ended.last_line == "plain.csv: 2 answered, 1 refused (see `error`)"
-    assert [row["file"] for row in read_rows(tmp_path / "plain.refused.csv")] == ["images/bad.png"]
+    assert [row["file"] for row in read_rows(tmp_path / "plain.csv.refused.csv")] == [
+        "images/bad.png"
+    ]
     given = ("--metadata", "m.csv", "--catalogue", "known")
     ended = slimp("predict", "bundle", "images", *given, "--out", "told.csv")
     assert ended.code == 3
