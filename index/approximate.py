@@ -132,7 +132,8 @@ class ApproximateIndex:
         """
         removed = self._exact.remove(ids)
         if self._is_graph:
-            _overwrite(self._near, ids, is_gone=~self._exact.holds(self.ids()))
+            nodes = self.ids()
+            _overwrite(self._near, np.isin(nodes, ids), is_gone=~self._exact.holds(nodes))
         else:
             self._near.remove_ids(ids)
         return removed
@@ -253,28 +254,27 @@ def _is_known(near: Any) -> bool:
     return isinstance(core, expected) and core.metric_type == faiss.METRIC_L2
 
 
-def _overwrite(near: Any, ids: IdArray, is_gone: npt.NDArray[np.bool_]) -> None:
-    """Give the codes of these (N,) int64 ids' nodes those of a node beside them that is there.
+def _overwrite(near: Any, is_erased: npt.NDArray[np.bool_], is_gone: npt.NDArray[np.bool_]) -> None:
+    """Give erased nodes the code of a node beside them that is there.
 
     The graph stays connected, and an erased vector is neither in memory nor in what is saved: nodes
     of earlier erasures that stood in with its code are given another one too.
 
     Args:
         near: the graph, behind ids.
-        ids: what is erased.
-        is_gone: (M,) bool by node, whose id is erased, now or before.
+        is_erased: (M,) bool by node, what is erased now.
+        is_gone: (M,) bool by node, what is erased, now or before.
     """
+    if not is_erased.any():
+        return
     graph = _core(near)
     storage = dynamic.downcast_index(graph.storage)
-    places = np.flatnonzero(np.isin(faiss.vector_to_array(near.id_map), ids))
-    if len(places) == 0:
-        return
     width = storage.code_size
     codes = dynamic.rev_swig_ptr(storage.codes.data(), graph.ntotal * width)
     codes = codes.reshape(graph.ntotal, width)
     links = graph.hnsw
     beside = dynamic.rev_swig_ptr(links.neighbors.data(), links.neighbors.size())
-    erased = {codes[place].tobytes() for place in places}
+    erased = {code.tobytes() for code in codes[is_erased]}
     for place in np.flatnonzero(is_gone):
         if codes[place].tobytes() not in erased:
             continue

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import Connection, Select
 
 from bundle.errors import (
     DuplicateImage,
@@ -23,6 +24,7 @@ from index import cache, eligibility, live
 from index.catalogue import Catalogue
 from index.filters import parse_filter
 from index.lesions import CatalogueLesion, Edit, FloatArray, RequestKey, StoredLesion
+from index.rows import IdArray
 from index.upkeep import verify
 from tests.fakes import BLUE, GREEN, RED, make_lesion, write_catalogue
 
@@ -390,12 +392,12 @@ def test_an_approximate_index_that_outgrew_its_measurement_says_so_once(
 def test_a_filter_that_is_asked_again_is_not_looked_up_again_until_the_catalogue_changes(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
+    asked: list[Select[int]] = []
     real = eligibility._all_ids
 
-    def counting(connection: object, query: object) -> object:
+    def counting(connection: Connection, query: Select[int]) -> IdArray:
         asked.append(query)
-        return real(connection, query)  # type: ignore[arg-type]
+        return real(connection, query)
 
     monkeypatch.setattr(eligibility, "_all_ids", counting)
 
