@@ -2,7 +2,8 @@
 
 An answer that cannot be written down is not given: the caller gets 503, and asks again. Whoever is
 turned away because too many ask was neither heard nor told anything: metrics and the log count
-those, as a row each, synced to disk, would let a flood of them slow everybody.
+those, as a row each, synced to disk, would let a flood of them slow everybody. So it is where the identity
+provider cannot be asked who calls.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from service.problems import ledger_problem
 from service.state import Service, route_of
 
 REFUSED = frozenset({401, 403})
-TURNED_AWAY = 429
+TURNED_AWAY, UNAVAILABLE = 429, 503
 # Files and descriptions that say nothing of anybody; refusals at their door are written down.
 UNAUDITED = frozenset(
     {
@@ -70,11 +71,11 @@ class AuditTrail:
 
     def _event(self, scope: Scope, status: int) -> Event | None:
         route, state = route_of(scope), scope["state"]
-        if status == TURNED_AWAY:
+        caller = state.get("caller")
+        if status == TURNED_AWAY or (caller is None and status == UNAVAILABLE):
             return None
         if status not in REFUSED and (route in UNAUDITED or route.startswith("/page")):
             return None
-        caller = state.get("caller")
         return Event(
             request_id=state["request_id"],
             caller=None if caller is None else caller.name,

@@ -90,8 +90,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unended_bytes = 0
-        if [name for name, _ in self.headers].count(b"host") > 1:
-            # The parser gives up, and uvicorn sends a 400.
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            # The parser gives up, and uvicorn sends a 400 (RFC 9112, 3.2).
             raise ValueError(MALFORMED)
         super().on_headers_complete()
         # Trailers are added to this list, which nobody reads.

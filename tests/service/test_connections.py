@@ -199,6 +199,7 @@ def assert_malformed(answer: bytes, *said: str) -> None:
         b"GET http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         HEAD + b"X : y\r\n\r\n",
         HEAD + b"Host: evil\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: evil\r\nHost: localhost\r\n\r\n",
         CHUNKED + b"FFFFFFFFFFFFFFFFF\r\n",
     ],
@@ -211,6 +212,15 @@ def test_what_is_no_request_is_refused_as_everything_is(
         answer = read_all(opened)
     assert statuses(answer) == [400]
     assert_malformed(answer, "one Host")
+
+
+def test_a_request_of_http_1_0_is_judged_without_a_host(
+    server: tuple[DrainingServer, int],
+) -> None:
+    with connect(server[1]) as opened:
+        opened.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        # By access control: a service without keys answers to loopback names only.
+        assert statuses(read_all(opened)) == [421]
 
 
 def test_a_request_with_something_else_behind_it_is_answered_alone(

@@ -1,9 +1,11 @@
 """OIDC tokens: what the identity provider signed is let in, and nothing that looks like it."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from service.errors import (
     IdentityUnavailable,
     InvalidCredentials,
 )
+from service.ledger.database import FILE
 from service.runtime import Runtime
 from service.settings import Settings, read_settings
 from tests.service.asking import assert_error
@@ -244,6 +247,22 @@ def test_keys_of_a_url_that_cannot_be_had_are_the_providers_fault_not_the_caller
     with pytest.raises(CredentialsRefused):
         tokens.caller(forge_hs256(SHARED, kid="shared", algorithm="RS256"))
     assert fetched == [True]
+
+
+def test_callers_that_nobody_can_name_do_not_fill_the_audit(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> None:
+        raise PyJWKClientConnectionError("refused")
+
+    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
+    away = settings.model_copy(update={"oidc_jwks": f"{ISSUER}/keys", "ledger": tmp_path})
+    with TestClient(create_app(away)) as client:
+        answer = client.get("/lesions", headers={"Authorization": f"Bearer {sign()}"})
+        assert_error(answer, 503, "identity_unavailable")
+        assert client.get("/lesions").status_code == 401
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as ledger:
+        assert ledger.execute("SELECT status FROM audit").fetchall() == [(401,)]
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"keys": []}', '{"keys": [{}]}'])
