@@ -64,8 +64,12 @@ class Bundle:
 
 
 @contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
+def staged_folder(out: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """Yield an empty folder beside `out` that becomes `out` only if the block succeeds.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        mode: who may look into it; meanwhile its owner only.
 
     Raises:
         BundleError: `out` exists and is not an empty folder.
@@ -76,7 +80,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield stage
-        stage.chmod(0o755)
+        stage.chmod(mode)
         if out.exists():
             out.rmdir()
         stage.rename(out)

@@ -3,10 +3,6 @@
 What is copied is the database alone: the vectors are made from it.
 """
 
-import shutil
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +10,9 @@ import numpy as np
 from sqlalchemy import Connection, Engine
 
 from bundle.errors import CatalogueError, CorruptCatalogue
-from bundle.store import staged_folder
 from index import rows
-from index.cache import FILES, CacheDescription, digest, drop_cache, read_cache, sync
+from index.backup import check_copy, copy_database, put_copy_back
+from index.cache import FILES, CacheDescription, drop_cache, read_cache
 from index.catalogue import DATABASE
 from index.database import checkpoint, open_engine, reporting_damage
 from index.identity import Identity, read_identity
@@ -26,7 +22,6 @@ from index.vectors import FlatIndex
 
 # Cosine between a stored vector and the one that its row gives: float32 rounding only.
 LEAST_COSINE = 1 - 1e-5
-SUMS = "SHA256SUMS"
 OWN_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal", *FILES)
 
 
@@ -172,24 +167,11 @@ def back_up(folder: Path, out: Path) -> Path:
 
     Raises:
         BundleError: `out` is taken.
-        CorruptCatalogue: the copy is not sound.
+        CatalogueError: the database cannot be read.
     """
     database = folder / DATABASE
     open_engine(database, must_exist=True).dispose()
-    with staged_folder(out) as stage:
-        copy = stage / DATABASE
-        with (
-            _reporting_failure(database),
-            closing(sqlite3.connect(database)) as source,
-            closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
-            # One file, that can be copied as it is.
-            target.execute("PRAGMA journal_mode=DELETE")
-        (stage / SUMS).write_text(f"{digest(copy)}  {DATABASE}\n", "utf-8")
-        _sync(stage)
-    sync(out.parent)
-    return out / DATABASE
+    return copy_database(database, out)
 
 
 def check_backup(backup: Path) -> None:
@@ -198,13 +180,7 @@ def check_backup(backup: Path) -> None:
     Raises:
         CorruptCatalogue: it is not.
     """
-    sums, copy = backup / SUMS, backup / DATABASE
-    if not (sums.is_file() and copy.is_file()):
-        raise CorruptCatalogue(
-            f"{backup}: expected a backup, with {DATABASE} and {SUMS}, as slimp backup makes it"
-        )
-    if sums.read_bytes().split()[:1] != [digest(copy).encode()]:
-        raise CorruptCatalogue(f"{copy}: its SHA-256 is not the one in {SUMS}: take another")
+    check_copy(backup, DATABASE)
 
 
 def put_back(backup: Path, folder: Path) -> None:
@@ -218,27 +194,5 @@ def put_back(backup: Path, folder: Path) -> None:
         CorruptCatalogue: the backup is not what `back_up` wrote.
         BundleError: `folder` is taken.
     """
-    check_backup(backup)
-    with staged_folder(folder) as stage:
-        shutil.copyfile(backup / DATABASE, stage / DATABASE)
-        open_engine(stage / DATABASE, must_exist=True).dispose()
-        for leftover in ("-wal", "-shm"):
-            (stage / f"{DATABASE}{leftover}").unlink(missing_ok=True)
-        _sync(stage)
-    sync(folder.parent)
-
-
-def _sync(stage: Path) -> None:
-    """Wait until the folder's files are on the disk, before it takes its name."""
-    for file in stage.iterdir():
-        sync(file)
-    sync(stage)
-
-
-@contextmanager
-def _reporting_failure(path: Path) -> Iterator[None]:
-    """Turn the driver's errors into ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise CatalogueError(f"{path}: it cannot be copied ({error})") from None
+    with put_copy_back(check_copy(backup, DATABASE), folder) as database:
+        open_engine(database, must_exist=True).dispose()

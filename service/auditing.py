@@ -2,8 +2,8 @@
 
 An answer that cannot be written down is not given: the caller gets 503, and asks again. Whoever is
 turned away because too many ask was neither heard nor told anything: metrics and the log count
-those, as a row each, synced to disk, would let a flood of them slow everybody. So it is where the identity
-provider cannot be asked who calls.
+those, as a row each, synced to disk, would let a flood of them slow everybody. So it is with a
+caller whom nobody can name, as the identity provider does not answer.
 """
 
 import asyncio

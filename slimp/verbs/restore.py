@@ -1,4 +1,4 @@
-"""`slimp restore`: a backup as a catalogue."""
+"""`slimp restore`: a backup as a catalogue, or as a ledger."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 def restore(
     backup: Annotated[Path, Argument(help="a folder that slimp backup wrote")],
-    out: Annotated[Path, Option(help="the catalogue's folder; it must not exist")],
+    out: Annotated[Path, Option(help="the folder to make; it must not exist")],
     ledger: Annotated[
         Path | None,
         Option(help="the service's ledger folder; else SLIMP_LEDGER, else `ledger` beside --out"),
@@ -17,13 +17,21 @@ def restore(
         bool, Option("--without-ledger", help="erase nobody again: the service has no ledger yet")
     ] = False,
 ) -> None:
-    """Make a catalogue of a backup, and erase again whoever was erased since."""
+    """Make a catalogue of a backup, and erase again whoever was erased since.
+
+    Of a ledger's backup a ledger is made, which knows nothing of what came since.
+    """
     from index.catalogue import Catalogue
     from index.upkeep import check_backup, put_back, verify
+    from service.ledger.backup import is_ledger, put_ledger_back
     from service.ledger.erasures import open_erasures
     from service.settings import read_settings
     from slimp.console import say
 
+    if is_ledger(backup):
+        put_ledger_back(backup, out)
+        say(f"{out}: erasures, revoked keys and rows of the audit since the backup are not in it")
+        return
     if without_ledger:
         put_back(backup, out)
         say(f"{out}: {verify(out).lesions} lesions; nobody was erased again")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from index import cache, upkeep
+from bundle.errors import UnknownLesion
+from index import backup, cache, upkeep
 from index.catalogue import Catalogue
 from index.lesions import Edit
 from service.ledger.audit import AuditLog, Event
@@ -179,7 +180,7 @@ def test_a_backup_and_what_is_put_back_are_on_the_disk_before_they_have_their_na
         def note(path: Path, out: Path = out) -> None:
             synced.append((path.name, out.exists()))
 
-        monkeypatch.setattr(upkeep, "sync", note)
+        monkeypatch.setattr(backup, "sync", note)
         if name == "backup":
             upkeep.back_up(site / "catalogue", out)
         else:
@@ -209,6 +210,27 @@ def test_a_backup_that_was_changed_is_refused(site: Path, slimp: Slimp) -> None:
     assert ended.code == 1
     assert "SHA-256" in ended.err
     assert not (site / "again").exists()
+
+
+def test_a_ledger_is_copied_while_a_service_writes_and_put_back(site: Path, slimp: Slimp) -> None:
+    ledger, copy, again = (site / name for name in ("ledger", "copy", "again"))
+    assert "expected" in slimp("backup", ledger, "--out", copy).err
+    with closing(AuditLog(ledger)) as log, closing(Erasures(ledger)) as erasures:
+        log.append(Event("r0", None, "POST /classify", 200))
+        with closing(write_catalogue(site / "other", [])) as other, pytest.raises(UnknownLesion):
+            erasures.erase(other, "patient", "patient red")
+        assert slimp("backup", ledger, "--out", copy).code == 0
+        log.append(Event("r1", None, "POST /classify", 200))
+    assert {path.name for path in copy.iterdir()} == {FILE, backup.SUMS}
+    ended = slimp("restore", copy, "--out", again)
+    assert (ended.code, "since the backup" in ended.out) == (0, True)
+    assert [path.stat().st_mode & 0o777 for path in (copy, again)] == [0o700, 0o700]
+    assert "1 rows fit" in slimp("audit", "verify", again).out
+    with closing(Erasures(again)) as known, closing(reopen(site)) as catalogue:
+        assert known.finish(catalogue) == 3
+    (copy / FILE).write_bytes(b"nothing")
+    assert "SHA-256" in slimp("restore", copy, "--out", site / "third").err
+    assert not (site / "third").exists()
 
 
 def test_the_audit_is_verified_from_outside(tmp_path: Path, slimp: Slimp) -> None:
