@@ -63,6 +63,16 @@ class Bundle:
         return read_verified(self.path, name, self.manifest.files[name])
 
 
+def check_free(out: Path) -> None:
+    """Do nothing where a folder may be made under this name.
+
+    Raises:
+        BundleError: `out` exists and is not an empty folder.
+    """
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} exists: name a folder that does not, or remove it first")
+
+
 @contextmanager
 def staged_folder(out: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """Yield an empty folder beside `out` that becomes `out` only if the block succeeds.
@@ -74,8 +84,7 @@ def staged_folder(out: Path, *, mode: int = 0o755) -> Iterator[Path]:
     Raises:
         BundleError: `out` exists and is not an empty folder.
     """
-    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} exists: name a folder that does not, or remove it first")
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

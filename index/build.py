@@ -1,9 +1,12 @@
 """A prepared cohort to a catalogue, in chunks, so that memory is flat.
 
-Each core decodes and embeds a chunk of its own while earlier ones are written.
+Each core decodes and embeds a chunk of its own while earlier ones are written. What is written is
+not made again by whoever goes on after an interruption (`index/unfinished.py`).
 """
 
 import csv
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +18,7 @@ from bundle.encoder import Encoders
 from bundle.errors import CatalogueError, InferenceError, InvalidImage
 from bundle.fields import Record
 from bundle.images import content_hash, decode_image, prepare_image
-from bundle.store import Bundle, staged_folder
+from bundle.store import Bundle
 from cohort.cohort import Cohort
 from index.catalogue import Catalogue
 from index.choice import AUTO, RECALL, Measured, check_choice
@@ -32,20 +35,13 @@ from index.lesions import CatalogueLesion, FloatArray
 from index.live import directions
 from index.pipeline import in_order
 from index.thumbnails import make_thumbnail
+from index.unfinished import UnreadableImage, discard, unfinished
 
 # Lesions added in one transaction, at least, but for the last.
 TRANSACTION_LESIONS = 256
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image of the cohort that could not be decoded or embedded."""
-
-    image_id: str
-    lesion_id: str
-    reason: str
+Note = Callable[[Sequence[UnreadableImage]], None]
 
 
 @dataclass
@@ -88,6 +84,9 @@ def build_catalogue(
 ) -> BuildReport:
     """Write a catalogue of the cohort's lesions; it appears under its name only when complete.
 
+    What was made before an error or an interruption stays in `OUT.partial`, and the same call goes
+    on from there; so does one that asks for another index.
+
     Args:
         bundle: names the encoder and gives the fields and the image input.
         encoders: the bundle's graphs; one thread within an inference is best, as several run at
@@ -107,31 +106,35 @@ def build_catalogue(
     Raises:
         BundleError: `out` is taken.
         CatalogueError: the splits hold no lesion, or none whose images can be decoded; or the
-            vector index that was asked for cannot be made.
+            vector index that was asked for cannot be made; or `OUT.partial` is in use, or of
+            another cohort, splits, bundle or variant.
         CohortError: the cohort cannot be read.
     """
     manifest = bundle.manifest
     check_choice(factory, recall, manifest.embedding_dim)
-    with staged_folder(out) as stage:
-        with Catalogue.create(
-            stage,
-            bundle_id=manifest.bundle_id,
-            variant=variant or manifest.variant,
-            embedding_dim=manifest.embedding_dim,
-            schema=manifest.record_schema,
-        ) as catalogue:
-            report = add_cohort(
-                catalogue,
-                bundle,
-                encoders,
-                cohort,
-                splits=splits,
-                batch_size=batch_size,
-                progress=progress,
+    lesions = _chosen(cohort, splits, batch_size)
+    made_by = {"bundle_id": manifest.bundle_id, "variant": variant or manifest.variant}
+    with unfinished(out, {**made_by, "lesions": _identify(cohort, lesions)}) as stage:
+        catalogue = (
+            Catalogue.open(stage.catalogue, **made_by)
+            if stage.is_begun
+            else Catalogue.create(
+                stage.catalogue,
+                **made_by,
+                embedding_dim=manifest.embedding_dim,
+                schema=manifest.record_schema,
             )
-            report.index = catalogue.choose_index(factory=factory, recall=recall)
-            catalogue.save()
+        )
+        with catalogue:
+            stage.begin()
+            builder = _Builder(bundle, encoders, cohort, batch_size)
+            builder.recall(catalogue, lesions, stage.noted())
+            report = _add(catalogue, builder, lesions, stage.note, progress)
+            if report.lesions:
+                report.index = catalogue.choose_index(factory=factory, recall=recall)
+                catalogue.save()
         if report.lesions == 0:
+            discard(out)
             raise CatalogueError(
                 f"expected images that can be decoded, got {len(report.unreadable)} that cannot: "
                 f"{report.unreadable[0].reason}"
@@ -174,23 +177,61 @@ def add_cohort(
         CatalogueError: the splits hold no lesion, or the catalogue holds one of them already.
         CohortError: the cohort cannot be read.
     """
+    lesions = _chosen(cohort, splits, batch_size)
+    builder = _Builder(bundle, encoders, cohort, batch_size)
+    return _add(catalogue, builder, lesions, lambda refused: None, progress)
+
+
+def _chosen(cohort: Cohort, splits: Collection[str], batch_size: int) -> list[CohortLesion]:
     if batch_size < 1:
         raise CatalogueError(f"batch_size: expected 1 or more, got {batch_size}")
-    lesions = cohort_lesions(cohort, splits)
-    builder = _Builder(bundle, encoders, cohort, batch_size)
+    return cohort_lesions(cohort, splits)
+
+
+def _identify(cohort: Cohort, lesions: Sequence[CohortLesion]) -> str:
+    """Return a hash by which a cohort's chosen lesions are known again."""
+    told = hashlib.sha256(cohort.info.model_dump_json().encode())
+    for lesion in lesions:
+        told.update(repr(lesion).encode())
+    return told.hexdigest()
+
+
+def _add(
+    catalogue: Catalogue,
+    builder: "_Builder",
+    lesions: Sequence[CohortLesion],
+    note: Note,
+    progress: Progress | None,
+) -> BuildReport:
+    """Add those of the lesions that the builder does not know to be there.
+
+    Args:
+        catalogue: grows.
+        builder: makes catalogue lesions.
+        lesions: the cohort's, in its order.
+        note: told what was refused, before the lesions beside it are committed.
+        progress: as for `build_catalogue`.
+    """
     total = sum(len(lesion.images) for lesion in lesions)
-    report, made = builder.report, list[CatalogueLesion]()
+    left = [lesion for lesion in lesions if lesion.lesion_id not in builder.held]
+    report, made, noted = builder.report, list[CatalogueLesion](), len(builder.report.unreadable)
+
+    def commit() -> None:
+        nonlocal made, noted
+        note(report.unreadable[noted:])
+        catalogue.add(made)
+        made, noted = [], len(report.unreadable)
+
     if progress is not None:
-        progress(0, total)
-    read = map(builder.read, chunks(lesions, batch_size))
+        progress(report.images + len(report.unreadable), total)
+    read = map(builder.read, chunks(left, builder.batch_size))
     for looked in in_order(builder.look, read, threads=available_cpus()):
         made += builder.lesions(looked)
         if len(made) >= TRANSACTION_LESIONS:
-            catalogue.add(made)
-            made = []
+            commit()
         if progress is not None:
             progress(report.images + len(report.unreadable), total)
-    catalogue.add(made)
+    commit()
     return report
 
 
@@ -237,11 +278,36 @@ class _Builder:
         self._image_input = bundle.manifest.image_input
         self._encoders = encoders
         self._cohort = cohort
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        self.held: Collection[str] = frozenset()
         known = self._schema.names
         self.report = BuildReport(
             fields_left_out=tuple(name for name in cohort.schema.names if name not in known)
         )
+
+    def recall(
+        self,
+        catalogue: Catalogue,
+        lesions: Sequence[CohortLesion],
+        refused: Sequence[UnreadableImage],
+    ) -> None:
+        """Enter into the books the lesions that the catalogue holds already.
+
+        Args:
+            catalogue: of an indexing that was begun.
+            lesions: the cohort's.
+            refused: images of any of them that could not be read.
+        """
+        self.held = catalogue.lesion_ids()
+        self.report.unreadable = [one for one in refused if one.lesion_id in self.held]
+        missing = Counter(one.lesion_id for one in self.report.unreadable)
+        for chunk in chunks([x for x in lesions if x.lesion_id in self.held], TRANSACTION_LESIONS):
+            rows = [image.row for lesion in chunk for image in lesion.images]
+            records = dict(zip(rows, self._cohort.records(rows), strict=True))
+            for lesion in chunk:
+                self._known(lesion, records)
+                self.report.lesions += 1
+                self.report.images += len(lesion.images) - missing[lesion.lesion_id]
 
     def read(self, lesions: Sequence[CohortLesion]) -> _Chunk:
         """Return the lesions with their files, which one thread reads: row groups are kept once."""
@@ -259,8 +325,8 @@ class _Builder:
                 refused[row] = str(error)
         rows = list(decoded)
         pictures: dict[int, _Picture] = {}
-        for start in range(0, len(rows), self._batch_size):
-            self._embed(rows[start : start + self._batch_size], decoded, pictures, refused)
+        for start in range(0, len(rows), self.batch_size):
+            self._embed(rows[start : start + self.batch_size], decoded, pictures, refused)
         return _Looked(chunk.lesions, pictures, refused)
 
     def _embed(
@@ -314,6 +380,22 @@ class _Builder:
     def _lesion(
         self, lesion: CohortLesion, pictures: Sequence[_Picture], records: dict[int, Record]
     ) -> CatalogueLesion:
+        record, answer = self._known(lesion, records)
+        label, malignant = answer.get("label"), answer.get("malignant")
+        return CatalogueLesion(
+            lesion_id=lesion.lesion_id,
+            patient_id=lesion.patient_id,
+            record=record,
+            label=None if label is None else str(label),
+            malignant=None if malignant is None else bool(malignant),
+            source=self._cohort.info.name,
+            embedding=np.mean([picture.embedding for picture in pictures], axis=0),
+            content_hashes=tuple(picture.content for picture in pictures),
+            thumbnail=pictures[0].thumbnail,
+        )
+
+    def _known(self, lesion: CohortLesion, records: Mapping[int, Record]) -> tuple[Record, Record]:
+        """Return a lesion's record and its label and malignancy; report what is left out."""
         accepted, rejected = [], []
         for image in lesion.images:
             raw = records[image.row]
@@ -327,15 +409,4 @@ class _Builder:
         ]
         answer, contradicting = first_of(lesion.lesion_id, answers)
         self.report.disagreements += contradicting + differing
-        label, malignant = answer.get("label"), answer.get("malignant")
-        return CatalogueLesion(
-            lesion_id=lesion.lesion_id,
-            patient_id=lesion.patient_id,
-            record=record,
-            label=None if label is None else str(label),
-            malignant=None if malignant is None else bool(malignant),
-            source=self._cohort.info.name,
-            embedding=np.mean([picture.embedding for picture in pictures], axis=0),
-            content_hashes=tuple(picture.content for picture in pictures),
-            thumbnail=pictures[0].thumbnail,
-        )
+        return record, answer

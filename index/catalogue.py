@@ -410,6 +410,11 @@ class Catalogue:
         with self._reading() as connection:
             return rows.read_records(connection, self.schema.fields)
 
+    def lesion_ids(self) -> set[str]:
+        """Return the id of every lesion."""
+        with self._reading() as connection:
+            return {lesion_id for lesion_id, _ in rows.stream_names(connection)}
+
     def check(self) -> None:
         """Do nothing if the database answers and can be written.
 

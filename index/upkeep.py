@@ -18,6 +18,7 @@ from index.database import checkpoint, open_engine, reporting_damage
 from index.identity import Identity, read_identity
 from index.live import directions
 from index.sqlite import writing
+from index.unfinished import PARTIAL
 from index.vectors import FlatIndex
 
 # Cosine between a stored vector and the one that its row gives: float32 rounding only.
@@ -119,17 +120,19 @@ def _strays(folder: Path, engine: Engine) -> list[Path]:
     with writing(engine).begin():
         found = sorted(path for path in folder.iterdir() if path.name not in OWN_FILES)
     copies = [path for path in found if path.name.startswith((DATABASE, *FILES))]
-    return copies + [
-        path for path in cut_off(folder.parent) if path.name.startswith(f".{folder.name}.")
-    ]
+    begun = (f".{folder.name}.", f"{folder.name}{PARTIAL}")
+    return copies + [path for path in cut_off(folder.parent) if path.name.startswith(begun)]
 
 
 def cut_off(parent: Path) -> list[Path]:
     """Return folders below `parent` in which a backup, a restoration or an indexing was begun.
 
-    Its process goes on, or was killed: then they are of no use, and hold whoever was there.
+    Its process goes on, or was killed: then they hold whoever was there. Only an indexing may be
+    gone on with.
     """
-    return sorted(path.parent for path in parent.glob(f".*.*/{DATABASE}"))
+    staged = [path.parent for path in parent.glob(f".*.*/{DATABASE}")]
+    indexed = [path.parents[1] for path in parent.glob(f"*{PARTIAL}/*/{DATABASE}")]
+    return sorted(staged + indexed)
 
 
 def rebuild(folder: Path) -> None:

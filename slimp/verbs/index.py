@@ -20,7 +20,10 @@ def index(
     factory: Annotated[str, Option("--index", help=INDEX_HELP)] = "auto",
     recall: Annotated[float, Option(help=RECALL_HELP)] = 0.99,
 ) -> None:
-    """Embed a cohort's lesions into a catalogue (by default those of its train split)."""
+    """Embed a cohort's lesions into a catalogue (by default those of its train split).
+
+    After an interruption, or with another --index, the same command goes on from OUT.partial.
+    """
     from bundle.encoder import OnnxEncoders
     from bundle.store import open_bundle
     from cohort.cohort import Cohort

@@ -1,6 +1,8 @@
 """A prepared cohort to a catalogue, with an encoder that sees only the mean colour."""
 
+import contextlib
 import io
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from cohort.cohort import Cohort
 from cohort.rows import Group, LesionImage, Source
 from cohort.splits import SPLITS
 from cohort.store import prepare
+from index import build
 from index.build import (
     BuildReport,
-    UnreadableImage,
     add_cohort,
     build_catalogue,
     write_unreadable,
@@ -28,6 +30,8 @@ from index.catalogue import Catalogue
 from index.cohort_lesions import Disagreement, RejectedValue, chunks, cohort_lesions
 from index.lesions import FloatArray
 from index.thumbnails import make_thumbnail
+from index.unfinished import UnreadableImage, unfinished
+from index.upkeep import cut_off, verify
 from tests.fakes import (
     BLUE,
     CONSTANT,
@@ -340,3 +344,108 @@ def test_a_report_starts_empty() -> None:
     report = BuildReport()
     rejected: list[RejectedValue] = report.rejected_values
     assert rejected == BuildReport().rejected_values == []
+
+
+class Cut(Exception):
+    """Somebody ends an indexing."""
+
+
+class CountingEncoders(FakeEncoders):
+    """Count the images that are embedded, and end the indexing at some number of them."""
+
+    def __init__(self, last: int = 10**6) -> None:
+        self.embedded, self.last = 0, last
+
+    def embed_images(self, pixels: FloatArray) -> FloatArray:
+        if self.embedded >= self.last:
+            raise Cut
+        self.embedded += len(pixels)
+        return super().embed_images(pixels)
+
+
+def rows_of(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the content of a catalogue's tables but for moments and revisions."""
+    names = ("lesion", "lesion_image", "field_value", "thumbnail")
+    with contextlib.closing(sqlite3.connect(path / "catalogue.sqlite")) as connection:
+        connection.row_factory = sqlite3.Row
+        found = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
+    left_out = ("added_at", "created_at", "changed_at", "revision")
+    return {
+        name: sorted(
+            tuple(repr(row[key]) for key in row.keys() if key not in left_out)  # noqa: SIM118
+            for row in content
+        )
+        for name, content in found.items()
+    }
+
+
+def test_an_indexing_that_was_cut_off_goes_on_and_embeds_nothing_twice(
+    bundle: Bundle, make_cohort: MakeCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "TRANSACTION_LESIONS", 2)
+    monkeypatch.setattr(build, "available_cpus", lambda: 1)
+    broken = draw_image(RED, seed=1, file_format="PNG")[:200]
+    rows = [row(n, lesion=f"lesion-{n // 2}") for n in range(12)]
+    # One lesion of two pictures, one of them unreadable; one with none that can be read.
+    rows[1] = row(1, lesion="lesion-0", image=broken, record={"age_years": 150.0, "itch": True})
+    rows[4], rows[5] = (row(n, lesion="lesion-2", image=broken) for n in (4, 5))
+    cohort = make_cohort(rows)
+    wanted: dict[str, Any] = {"splits": SPLITS, "batch_size": 2}
+    whole = build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "whole", **wanted)
+
+    first, out = CountingEncoders(last=5), tmp_path / "c"
+    with pytest.raises(Cut):
+        build_catalogue(bundle, first, cohort, out, **wanted)
+    assert not out.exists()
+    assert cut_off(tmp_path) == [tmp_path / "c.partial"]
+    with pytest.raises(CatalogueError, match="another cohort, splits, bundle or variant"):
+        build_catalogue(bundle, first, make_cohort(rows[:6], "fewer"), out, **wanted)
+    seen: list[tuple[int, int]] = []
+    second = CountingEncoders()
+    report = build_catalogue(
+        bundle, second, cohort, out, **wanted, progress=lambda *now: seen.append(now)
+    )
+    assert seen[0][0] > 0
+    assert first.embedded + second.embedded < 9 + 4
+    assert second.embedded < 9
+    assert report == whole
+    assert rows_of(out) == rows_of(tmp_path / "whole")
+    assert not (tmp_path / "c.partial").exists()
+    assert verify(out).faults == ()
+
+
+def test_an_index_that_is_refused_at_the_end_costs_no_embedding_again(
+    bundle: Bundle, make_cohort: MakeCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Catalogue, **asked: Any) -> None:
+        raise CatalogueError("its recall is less than was asked for")
+
+    cohort = make_cohort([row(n) for n in range(4)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "choose_index", refuse)
+        with pytest.raises(CatalogueError, match="recall"):
+            build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)
+    counted = CountingEncoders()
+    report = build_catalogue(bundle, counted, cohort, tmp_path / "c", splits=SPLITS)
+    assert (counted.embedded, report.lesions) == (0, 4)
+
+
+def test_what_was_left_without_a_catalogue_is_begun_anew(
+    bundle: Bundle, make_cohort: MakeCohort, tmp_path: Path
+) -> None:
+    left = tmp_path / "c.partial" / "catalogue"
+    left.mkdir(parents=True)
+    (left / "catalogue.sqlite").write_bytes(b"half")
+    cohort = make_cohort([row(n) for n in range(4)])
+    report = build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)
+    assert report.lesions == 4
+
+
+def test_two_processes_do_not_make_one_catalogue(
+    bundle: Bundle, make_cohort: MakeCohort, tmp_path: Path
+) -> None:
+    cohort = make_cohort([row(n) for n in range(4)])
+    with unfinished(tmp_path / "c", {}) as stage:
+        stage.catalogue.mkdir()
+        with pytest.raises(CatalogueError, match="another process is indexing"):
+            build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)

@@ -1,0 +1,111 @@
+"""A catalogue in the making: what an indexing that was cut off leaves, and the next goes on from.
+
+It lies beside the catalogue that it becomes, in the folder `CATALOGUE.partial`, and takes its name
+when it is complete. Lesions that are in it are not embedded again.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import CatalogueError
+from bundle.store import check_free
+
+PARTIAL = ".partial"
+CATALOGUE = "catalogue"
+RUN = "run.json"
+REFUSED = "refused.jsonl"
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image of the cohort that could not be decoded or embedded."""
+
+    image_id: str
+    lesion_id: str
+    reason: str
+
+
+class Unfinished:
+    """The folder of an indexing; made by `unfinished`.
+
+    Attributes:
+        catalogue: the folder in which the catalogue is made.
+        is_begun: whether it is there, with this run's lesions.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any], *, is_begun: bool) -> None:
+        self._folder, self._run, self.is_begun = folder, run, is_begun
+        self.catalogue = folder / CATALOGUE
+
+    def begin(self) -> None:
+        """Be told that the catalogue is there, for whoever goes on to open."""
+        with (self._folder / RUN).open("w", encoding="utf-8") as file:
+            json.dump(self._run, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def note(self, refused: Sequence[UnreadableImage]) -> None:
+        """Keep what was refused, before the lesions that were read beside it are committed."""
+        if refused:
+            with (self._folder / REFUSED).open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(astuple(one))}\n" for one in refused)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def noted(self) -> list[UnreadableImage]:
+        """Return what was kept; a line that was cut off is of lesions that were not committed."""
+        path = self._folder / REFUSED
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        return [UnreadableImage(*json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+@contextmanager
+def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
+    """Yield the folder whose catalogue becomes `out` if the block succeeds, and stays if not.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        run: what the catalogue is made of and with, ready for JSON; who goes on says the same.
+
+    Raises:
+        BundleError: `out` is taken.
+        CatalogueError: another process is at it, or what was begun is of another run.
+    """
+    check_free(out)
+    folder = out.with_name(f"{out.name}{PARTIAL}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / RUN).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CatalogueError(
+                f"{folder}: another process is indexing there: wait for its end, or name another "
+                "folder"
+            ) from None
+        file.seek(0)
+        begun = file.read()
+        if begun and json.loads(begun) != json.loads(json.dumps(run)):
+            raise CatalogueError(
+                f"{folder}: an indexing of another cohort, splits, bundle or variant was begun "
+                "there: run that one to its end, or remove the folder"
+            )
+        if not begun:
+            # A process may have ended before it had a catalogue.
+            shutil.rmtree(folder / CATALOGUE, ignore_errors=True)
+        yield Unfinished(folder, run, is_begun=bool(begun))
+        if out.exists():
+            out.rmdir()
+        (folder / CATALOGUE).rename(out)
+        shutil.rmtree(folder)
+
+
+def discard(out: Path) -> None:
+    """Remove what was begun."""
+    shutil.rmtree(out.with_name(f"{out.name}{PARTIAL}"))
