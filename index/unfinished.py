@@ -46,8 +46,10 @@ class Unfinished:
 
     def begin(self) -> None:
         """Be told that the catalogue is there, for whoever goes on to open."""
+        if self.is_begun:
+            return
         with (self._folder / RUN).open("w", encoding="utf-8") as file:
-            json.dump(self._run, file)
+            file.write(f"{json.dumps(self._run)}\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -79,7 +81,7 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
         CatalogueError: another process is at it, or what was begun is of another run.
     """
     check_free(out)
-    folder = out.with_name(f"{out.name}{PARTIAL}")
+    folder = partial_folder(out)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / RUN).open("a+", encoding="utf-8") as file:
         try:
@@ -91,15 +93,16 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
             ) from None
         file.seek(0)
         begun = file.read()
-        if begun and json.loads(begun) != json.loads(json.dumps(run)):
+        # Without its end it was cut off before there was a lesion.
+        is_begun = begun.endswith("\n")
+        if is_begun and begun != f"{json.dumps(run)}\n":
             raise CatalogueError(
                 f"{folder}: an indexing of another cohort, splits, bundle or variant was begun "
                 "there: run that one to its end, or remove the folder"
             )
-        if not begun:
-            # A process may have ended before it had a catalogue.
+        if not is_begun:
             shutil.rmtree(folder / CATALOGUE, ignore_errors=True)
-        yield Unfinished(folder, run, is_begun=bool(begun))
+        yield Unfinished(folder, run, is_begun=is_begun)
         if out.exists():
             out.rmdir()
         (folder / CATALOGUE).rename(out)
@@ -108,4 +111,10 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
 
 def discard(out: Path) -> None:
     """Remove what was begun."""
-    shutil.rmtree(out.with_name(f"{out.name}{PARTIAL}"))
+    shutil.rmtree(partial_folder(out))
+
+
+def partial_folder(out: Path) -> Path:
+    """Return where a catalogue is made that will lie at `out`."""
+    named = out.absolute()
+    return named.with_name(f"{named.name}{PARTIAL}")
