@@ -62,10 +62,22 @@ class Unfinished:
                 os.fsync(file.fileno())
 
     def noted(self) -> list[UnreadableImage]:
-        """Return what was kept; a line that was cut off is of lesions that were not committed."""
+        """Return what was kept; a line that was cut off is of lesions that were not committed.
+
+        Raises:
+            CatalogueError: the file is not what `note` wrote.
+        """
         path = self._folder / REFUSED
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        return [UnreadableImage(*json.loads(line)) for line in lines if line.endswith("\n")]
+        if not path.exists():
+            return []
+        try:
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            return [UnreadableImage(*json.loads(line)) for line in lines if line.endswith("\n")]
+        except (ValueError, TypeError):
+            raise CatalogueError(
+                f"{path}: expected what an indexing noted, got something else: remove "
+                f"{self._folder} and index again"
+            ) from None
 
 
 @contextmanager

@@ -346,6 +346,10 @@ def test_a_report_starts_empty() -> None:
     assert rejected == BuildReport().rejected_values == []
 
 
+def fail(done: int, total: int) -> None:
+    raise CatalogueError(f"ended at {done} of {total}")
+
+
 class Cut(Exception):
     """Somebody ends an indexing."""
 
@@ -439,6 +443,20 @@ def test_what_was_left_without_a_catalogue_is_begun_anew(
     cohort = make_cohort([row(n) for n in range(4)])
     report = build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)
     assert report.lesions == 4
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b"{\n", b"\xff\n", b"7\n"])
+def test_what_was_refused_before_is_read_with_care(
+    bundle: Bundle, make_cohort: MakeCohort, tmp_path: Path, content: bytes
+) -> None:
+    cohort = make_cohort([row(n) for n in range(4)])
+    with pytest.raises(CatalogueError):
+        build_catalogue(
+            bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS, progress=fail
+        )
+    (tmp_path / "c.partial" / "refused.jsonl").write_bytes(content)
+    with pytest.raises(CatalogueError, match=r"remove .*c\.partial and index again"):
+        build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)
 
 
 def test_two_processes_do_not_make_one_catalogue(
