@@ -183,7 +183,7 @@ class AugmentSettings(Section):
     """Label-free image augmentation; colour is a sign of disease, so it moves little."""
 
     min_crop: float = Field(0.7, gt=0, le=1, description="smallest area share of a random crop")
-    flip: bool = Field(True, description="mirror and turn by 90 degrees")
+    flip: bool = Field(True, description="mirror, left to right and top to bottom")
     rotate_degrees: float = Field(0.0, ge=0, le=180, description="largest free rotation")
     brightness: Share = 0.15
     contrast: Share = 0.15

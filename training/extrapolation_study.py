@@ -2,8 +2,9 @@
 
 Beside the neighbours' answers stand those of another row (shuffled: the same values and gaps, of
 somebody else) and values drawn field by field from the catalogue (marginal: the same gaps, what is
-common). All three are taken as if they were given (weight 1) and calibrated as extrapolated: only
-the records differ. `extrapolated` is what is served: neighbours' answers at the fitted weight.
+common). All three are taken as if they were given, at weight 1 and under the calibration of given
+records: only the records differ. `extrapolated` is what is served: neighbours' answers at the
+weight, and under the calibration, that were fitted for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,8 +99,13 @@ def study(
 
 def believing(model: FittedModel) -> FittedModel:
     """Return the model as it would be if it took guesses for given values."""
-    extrapolation = model.calibration.extrapolation.model_copy(update={"weight": 1.0})
-    calibration = model.calibration.model_copy(update={"extrapolation": extrapolation})
+    fitted = model.calibration
+    extrapolation = fitted.extrapolation.model_copy(update={"weight": 1.0})
+    # That of extrapolated records was fitted to answers at the fitted weight, often 0.
+    conditions = {**fitted.conditions, "extrapolated": fitted.conditions["given"]}
+    calibration = fitted.model_copy(
+        update={"extrapolation": extrapolation, "conditions": conditions}
+    )
     return replace(model, calibration=calibration)
 
 

@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         lesion_present: torch.Tensor,
         patient_present: torch.Tensor,
     ) -> torch.Tensor:
-        """Return (N, C) logits; gradients do not reach `of_image`, which has a loss of its own.
+        """Return (N, C) logits; no gradient reaches the image, whose answer has its own loss.
 
         Args:
             image: (N, D) features.
@@ -75,6 +75,8 @@ class Classifier(nn.Module):
         features = (image @ self.image_basis + self.image_offset, lesion_record, patient_record)
         there = [flag.unsqueeze(-1) for flag in flags]
         parts = [self._part(number, feature) for number, feature in enumerate(features)]
+        # What is learnt from records reaches neither the image's norm nor a tower behind it.
+        parts[0] = parts[0].detach()
         seen = [torch.where(t, p, a) for t, p, a in zip(there, parts, self.absent, strict=True)]
         added: torch.Tensor = self.joint(torch.cat(seen, dim=-1))
         for vote, known, part in zip(self.votes, there[1:], parts[1:], strict=True):

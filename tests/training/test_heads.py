@@ -66,14 +66,18 @@ def test_a_modality_that_is_absent_has_no_say(flags: tuple[bool, bool, bool]) ->
 
 def test_what_records_add_neither_trains_nor_changes_what_the_image_says_alone() -> None:
     model = classifier()
-    image, lesion, patient = torch.randn(3, 4, DIM, requires_grad=True)
+    image, lesion, patient = (torch.randn(4, DIM, requires_grad=True) for _ in range(3))
     yes, no = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
     alone = model.of_image(image)
     torch.testing.assert_close(model(image, lesion, patient, yes, no, no), alone)
     assert not torch.allclose(model(image, lesion, patient, yes, yes, no), alone)
     model(image, lesion, patient, yes, yes, yes).sum().backward()
-    untrained = [*model.image_vote.parameters(), *model.image_hidden.parameters()]
-    assert all(p.grad is None for p in untrained)
+    of_image = (model.norms[0], model.image_vote, model.image_hidden)
+    assert all(p.grad is None for part in of_image for p in part.parameters())
+    # Nor the tower behind the image's features, which is tuned with the classifier.
+    assert image.grad is None
+    assert lesion.grad is not None
+    assert patient.grad is not None
     assert all(p.grad is not None for p in [*model.joint.parameters(), *model.votes.parameters()])
 
 
