@@ -58,13 +58,14 @@ def run_way(way: str, seed: int, source: Cohort, target: Cohort, folder: Path) -
     run = start if full is None else out / "run"
     if full is not None and not (run / "run.json").exists():
         adapt(start, target, run, source=source, full=full, resume=may_resume(run))
-    towers, config = load_towers(run), read_run_config(run)
+    towers, config, schema = load_towers(run), read_run_config(run), read_info(run).record_schema
     for name, cohort in (("new", target), ("old", source)):
         file = out / f"{name}.npz"
         if not file.exists():
             rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
             partial = out / "partial.npz"
-            np.savez(partial, **answers_of(frozen_features(towers, cohort, rows, config), rows))
+            features = frozen_features(towers, cohort, rows, config, schema)
+            np.savez(partial, **answers_of(features, rows))
             partial.replace(file)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bundle.fields import FieldSchema
 from bundle.images import standardise
 from cohort.cohort import Cohort
 from cohort.store import prepare
@@ -39,7 +40,7 @@ from training.resampling import (
     mean_of,
     mean_of_known,
 )
-from training.run import load_towers
+from training.run import load_towers, read_info
 from training.trainer import last_checkpoint, pretrain
 
 FloatArray = npt.NDArray[np.float32]
@@ -105,11 +106,20 @@ class Features:
 
 
 @torch.inference_mode()
-def frozen_features(towers: Slimp, cohort: Cohort, rows: Rows, config: Config) -> Features:
-    """Return the towers' features of the rows, by the preprocessing of serving."""
+def frozen_features(
+    towers: Slimp, cohort: Cohort, rows: Rows, config: Config, schema: FieldSchema
+) -> Features:
+    """Return the towers' features of the rows, by the preprocessing of serving.
+
+    Args:
+        towers: set to evaluation.
+        cohort: the rows' cohort.
+        rows: N.
+        config: of the towers.
+        schema: by which the towers read records: the fields as they were fitted in training.
+    """
     towers.eval()
     squares = Squares(cohort, rows, config.image.input)
-    schema = fit_schema(cohort.schema, load_rows(cohort, ["train"], ()))
     encoded = {level: rows.encode(schema, level) for level in ("lesion", "patient")}
     images, records = [], []
     for part in in_order(len(rows), 128):
@@ -220,13 +230,14 @@ def run_cell(variant: Variant, seed: int, cohort: Cohort, out: Path) -> None:
     if variant.trained:
         if not (out / "run.json").exists():
             pretrain(cohort, config, out, resume=may_resume(out), report=say)
-        towers = load_towers(out)
+        towers, schema = load_towers(out), read_info(out).record_schema
     else:
         torch.manual_seed(seed)
         out.mkdir(parents=True, exist_ok=True)
-        towers = Slimp(config, fit_schema(cohort.schema, rows.take(rows.split == "train")))
+        schema = fit_schema(cohort.schema, rows.take(rows.split == "train"))
+        towers = Slimp(config, schema)
     partial = out / "answers.partial.npz"
-    np.savez(partial, **answers_of(frozen_features(towers, cohort, rows, config), rows))
+    np.savez(partial, **answers_of(frozen_features(towers, cohort, rows, config, schema), rows))
     partial.replace(out / ANSWERS)
 
 

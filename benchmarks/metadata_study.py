@@ -161,6 +161,13 @@ def report(out: Path) -> None:
             cells.append(show(estimate(mean[key])) if key in mean else "")
         cells.append(f"{float(mean[f'{name}: calibration error'][0]):.3f}")
         print(f"| {name} | " + " | ".join(cells) + " |")
+    print("\n| neighbours less | balanced accuracy | macro AUROC |\n| --- | --- | --- |")
+    for name in ("shuffled", "marginal"):
+        gaps = [
+            mean[f"neighbours: {figure}"] - mean[f"{name}: {figure}"]
+            for figure in ("balanced_accuracy", "macro_auroc")
+        ]
+        print(f"| {name} | " + " | ".join(show(estimate(gap)) for gap in gaps) + " |")
     print(
         "\n| metadata hidden | balanced accuracy | less the twin's | macro AUROC | less the ",
         end="",

@@ -25,7 +25,7 @@ from training.features import FloatArray
 from training.probes import probe, standardise_features
 from training.report import show
 from training.resampling import Draws, Resampling, balanced_accuracy_of, estimate
-from training.run import load_towers, read_run_config
+from training.run import load_towers, read_info, read_run_config
 
 FOLDS = 5
 WAYS = ("patients apart", "images at random")
@@ -38,7 +38,8 @@ def features_of(path: Path, cohort: Cohort, rows: Rows) -> FloatArray:
         return stored[rows.position]
     if not (path / "run.json").exists():
         return checkpoint_features(str(path), cohort, rows)
-    return frozen_features(load_towers(path), cohort, rows, read_run_config(path)).image
+    config, schema = read_run_config(path), read_info(path).record_schema
+    return frozen_features(load_towers(path), cohort, rows, config, schema).image
 
 
 def decided(features: FloatArray, rows: Rows, way: str) -> dict[str, np.ndarray]:
