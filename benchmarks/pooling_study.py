@@ -2,11 +2,12 @@
 
     python -m benchmarks.pooling_study FOLDER
 
-FOLDER holds the matrix of `benchmarks/experiments.py`. Each patient's phenotype, the frozen features
-of image and lesion record joined over the lesions, is asked whether the patient has a malignant
-lesion and whether melanoma runs in the family, by balanced logistic regression fitted on the train
-patients. Encoders that were trained under one pooling are read out by their own, by the mean and by
-the maximum. AUROC on the held-out patients, mean over the seeds, intervals by resampling patients.
+FOLDER holds the matrix of `benchmarks/experiments.py`. Each patient's phenotype, the frozen
+features of image and lesion record joined over the lesions, is asked whether the patient has a
+malignant lesion and whether melanoma runs in the family, by balanced logistic regression fitted on
+the train patients. Encoders that were trained under one pooling are read out by their own, by the
+mean and by the maximum. AUROC on the held-out patients, mean over the seeds, intervals by
+resampling patients.
 """
 
 import argparse
@@ -89,6 +90,8 @@ def main() -> None:
     mean: dict[str, dict[str, Draws]] = {}
     for name in (variant.name for variant in VARIANTS if variant.name in TRAINED):
         runs = [file.parent for file in sorted((folder / name).glob("*/run.json"))]
+        if not runs:
+            parser.error(f"expected runs of {name}: run benchmarks.experiments first")
         seeds = [draws_of(run, cohort) for run in runs]
         mean[name] = {key: np.mean([s[key] for s in seeds], axis=0) for key in seeds[0]}
         mean[name]["seeds"] = np.array([len(seeds)])
