@@ -189,8 +189,11 @@ def _chosen(cohort: Cohort, splits: Collection[str], batch_size: int) -> list[Co
 
 
 def _identify(cohort: Cohort, lesions: Sequence[CohortLesion]) -> str:
-    """Return a hash by which a cohort's chosen lesions are known again."""
+    """Return a hash by which chosen lesions, their records and images, are known again."""
     told = hashlib.sha256(cohort.info.model_dump_json().encode())
+    for shard in cohort.info.shards:
+        with (cohort.path / shard.file).open("rb") as file:
+            told.update(hashlib.file_digest(file, "sha256").digest())
     for lesion in lesions:
         told.update(repr(lesion).encode())
     return told.hexdigest()

@@ -63,11 +63,32 @@ def checkpoint(engine: Engine, *, wait_s: float = 0) -> bool:
             row = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError:
             return False
+        except sqlite3.DatabaseError as error:
+            raise CorruptCatalogue(f"the database is damaged ({error})") from None
         finally:
             cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
     finally:
         raw.close()
     return row is not None and row[0] == 0
+
+
+def compact(engine: Engine) -> None:
+    """Write the database anew, without the pages that are of no use any more.
+
+    Raises:
+        CatalogueError: another process holds it, or the disk has no room for a second copy.
+    """
+    raw = engine.raw_connection()
+    try:
+        # Through the driver: SQLAlchemy would begin a transaction, within which SQLite refuses.
+        raw.cursor().execute("VACUUM")
+    except sqlite3.Error as error:
+        raise CatalogueError(
+            f"{engine.url.database}: it cannot be compacted ({error}): end what writes to it, and "
+            "leave the disk room for a second copy"
+        ) from None
+    finally:
+        raw.close()
 
 
 @contextmanager

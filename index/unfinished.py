@@ -70,9 +70,15 @@ class Unfinished:
         path = self._folder / REFUSED
         if not path.exists():
             return []
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        # What is noted from now on begins a line of its own.
+        os.truncate(path, len(whole))
         try:
-            lines = path.read_text("utf-8").splitlines(keepends=True)
-            return [UnreadableImage(*json.loads(line)) for line in lines if line.endswith("\n")]
+            # A process that ended before it committed its lesions noted theirs once before.
+            return list(
+                dict.fromkeys(UnreadableImage(*json.loads(line)) for line in whole.splitlines())
+            )
         except (ValueError, TypeError):
             raise CatalogueError(
                 f"{path}: expected what an indexing noted, got something else: remove "
@@ -95,7 +101,7 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
     check_free(out)
     folder = partial_folder(out)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / RUN).open("a+", encoding="utf-8") as file:
+    with (folder / RUN).open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -105,8 +111,9 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
             ) from None
         file.seek(0)
         begun = file.read()
-        # Without its end it was cut off before there was a lesion.
-        is_begun = begun.endswith("\n")
+        # Without its end it was cut off before there was a lesion; without a catalogue, when that
+        # had its name already.
+        is_begun = begun.endswith("\n") and any((folder / CATALOGUE).glob("*.sqlite"))
         if is_begun and begun != f"{json.dumps(run)}\n":
             raise CatalogueError(
                 f"{folder}: an indexing of another cohort, splits, bundle or variant was begun "
@@ -114,6 +121,7 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
             )
         if not is_begun:
             shutil.rmtree(folder / CATALOGUE, ignore_errors=True)
+            (folder / REFUSED).unlink(missing_ok=True)
         yield Unfinished(folder, run, is_begun=is_begun)
         if out.exists():
             out.rmdir()

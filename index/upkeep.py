@@ -14,11 +14,11 @@ from index import rows
 from index.backup import check_copy, copy_database, put_copy_back
 from index.cache import FILES, CacheDescription, drop_cache, read_cache
 from index.catalogue import DATABASE
-from index.database import checkpoint, open_engine, reporting_damage
+from index.database import checkpoint, compact, open_engine, reporting_damage
 from index.identity import Identity, read_identity
 from index.live import directions
 from index.sqlite import writing
-from index.unfinished import PARTIAL
+from index.unfinished import PARTIAL, RUN
 from index.vectors import FlatIndex
 
 # Cosine between a stored vector and the one that its row gives: float32 rounding only.
@@ -48,6 +48,8 @@ class CatalogueState:
 def verify(folder: Path) -> CatalogueState:
     """Compare everything that a catalogue holds twice; nothing is changed.
 
+    A link is followed: what was left lies beside the folder that it leads to.
+
     The database is checked by its own engine, every embedding for its length and a direction, and
     the vectors on disk against their checksum and the embeddings. Files that look like the
     catalogue's and are not are named: no erasure reaches them.
@@ -55,6 +57,7 @@ def verify(folder: Path) -> CatalogueState:
     Raises:
         CorruptCatalogue: the database cannot be read at all.
     """
+    folder = folder.resolve()
     engine = open_engine(folder / DATABASE, must_exist=True)
     faults: list[str] = []
     try:
@@ -130,9 +133,9 @@ def cut_off(parent: Path) -> list[Path]:
     Its process goes on, or was killed: then they hold whoever was there. Only an indexing may be
     gone on with.
     """
-    staged = [path.parent for path in parent.glob(f".*.*/{DATABASE}")]
-    indexed = [path.parents[1] for path in parent.glob(f"*{PARTIAL}/*/{DATABASE}")]
-    return sorted(staged + indexed)
+    staged = {path.parent for path in parent.glob(".*.*/*.sqlite")}
+    indexed = {path.parent for path in parent.glob(f"*{PARTIAL}/{RUN}")}
+    return sorted(staged | indexed)
 
 
 def rebuild(folder: Path) -> None:
@@ -141,17 +144,14 @@ def rebuild(folder: Path) -> None:
     Vectors are made again from the rows when the catalogue is next opened and saved.
 
     Raises:
-        CatalogueError: another process reads the database, whose log still holds what was erased.
+        CatalogueError: another process writes to the database, or reads it, so that its log still
+            holds what was erased; or the disk has no room for a second copy.
     """
     engine = open_engine(folder / DATABASE, must_exist=True)
     try:
         with reporting_damage(folder / DATABASE):
+            compact(engine)
             drop_cache(folder)
-            raw = engine.raw_connection()
-            try:
-                raw.cursor().execute("VACUUM")
-            finally:
-                raw.close()
             if not checkpoint(engine):
                 raise CatalogueError(
                     f"{folder}: another process reads the database, so that its log cannot be "

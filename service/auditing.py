@@ -7,11 +7,13 @@ caller whom nobody can name, as the identity provider does not answer.
 """
 
 import asyncio
+from http import HTTPStatus
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import LedgerError
-from service.ledger.audit import Event
+from service.ledger.audit import AuditLog, Event
 from service.middleware import method_of
 from service.problems import ledger_problem
 from service.state import Service, route_of
@@ -49,13 +51,14 @@ class AuditTrail:
         if scope["type"] != "http" or audit is None:
             await self.app(scope, receive, send)
             return
-        is_replaced = False
+        is_begun = is_replaced = False
 
         async def send_written(message: Message) -> None:
-            nonlocal is_replaced
+            nonlocal is_begun, is_replaced
             if is_replaced:
                 return
             if message["type"] == "http.response.start":
+                is_begun = True
                 event = self._event(scope, message["status"])
                 if event is not None:
                     try:
@@ -67,7 +70,24 @@ class AuditTrail:
                         return
             await send(message)
 
-        await self.app(scope, receive, send_written)
+        try:
+            await self.app(scope, receive, send_written)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            # What nobody foresaw is answered further out, with 500; it may have changed something.
+            if not is_begun:
+                await self._note_failure(audit, scope)
+            raise
+
+    async def _note_failure(self, audit: AuditLog, scope: Scope) -> None:
+        event = self._event(scope, HTTPStatus.INTERNAL_SERVER_ERROR)
+        if event is None:
+            return
+        try:
+            await asyncio.to_thread(audit.append, event)
+        except LedgerError as error:
+            self.service.log.error("audit_row_lost", detail=str(error))
 
     def _event(self, scope: Scope, status: int) -> Event | None:
         route, state = route_of(scope), scope["state"]

@@ -2,6 +2,7 @@
 
 import ipaddress
 
+import anyio
 from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,6 +16,9 @@ from service.errors import InvalidCredentials
 from service.ledger.database import open_ledger
 from service.ledger.keys import PREFIX, ApiKeys
 from service.settings import Settings
+
+# Tokens that are checked at once.
+TOKEN_THREADS = 8
 
 
 class Gate:
@@ -31,6 +35,7 @@ class Gate:
         self._rates = Rates(settings.rate_per_minute)
         self._failures = Rates(settings.failed_auth_per_minute)
         self._tokens = Tokens(settings) if settings.oidc_issuer is not None else None
+        self._token_threads = anyio.CapacityLimiter(TOKEN_THREADS)
         self._engine: Engine | None = None
         if self.mode is Mode.REQUIRED:
             self._engine = open_ledger(settings.ledger_folder)
@@ -51,6 +56,7 @@ class Gate:
 
         Raises:
             CredentialsRefused: the credential does not hold.
+            IdentityUnavailable: nobody can say whether it does.
             MisdirectedRequest: the service needs no keys, and the request is not local.
             ForeignOrigin: likewise.
         """
@@ -60,7 +66,12 @@ class Gate:
         credential = read_credential(request)
         if credential is None:
             return None
-        return await run_in_threadpool(self._caller_of, credential)
+        if credential.startswith(PREFIX):
+            return await run_in_threadpool(self._caller_of_key, credential)
+        # Threads of their own: an identity provider that hangs holds up nobody with a key.
+        return await anyio.to_thread.run_sync(
+            self._caller_of_token, credential, limiter=self._token_threads
+        )
 
     def count_refused(self, request: Request) -> None:
         """Count a refusal of somebody who is not known.
@@ -82,13 +93,14 @@ class Gate:
         if self.mode is Mode.REQUIRED:
             self._rates.hit(caller.name)
 
-    def _caller_of(self, credential: str) -> Caller:
-        if credential.startswith(PREFIX):
-            key = self._keys.authenticate(credential)
-            return Caller(f"key:{key.key_id}", key.scope)
-        if self._tokens is not None:
-            return self._tokens.caller(credential)
-        raise InvalidCredentials(f"expected an API key, which begins with {PREFIX}")
+    def _caller_of_key(self, credential: str) -> Caller:
+        key = self._keys.authenticate(credential)
+        return Caller(f"key:{key.key_id}", key.scope)
+
+    def _caller_of_token(self, credential: str) -> Caller:
+        if self._tokens is None:
+            raise InvalidCredentials(f"expected an API key, which begins with {PREFIX}")
+        return self._tokens.caller(credential)
 
     def close(self) -> None:
         """Let go of the ledger."""

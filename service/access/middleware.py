@@ -6,7 +6,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bundle.errors import LesionError
 from service.access.gate import Gate
 from service.access.routes import OPEN, UNMATCHED, RouteTable
-from service.errors import AccessRefused, CredentialsRefused, InsufficientScope, Unauthenticated
+from service.errors import (
+    AccessRefused,
+    CredentialsRefused,
+    IdentityUnavailable,
+    InsufficientScope,
+    LedgerError,
+    Unauthenticated,
+)
 from service.problems import answer_error
 
 
@@ -34,7 +41,7 @@ class AccessControl:
         request.state.caller = None
         try:
             await self._admit(request)
-        except AccessRefused:
+        except (AccessRefused, IdentityUnavailable):
             if request.state.caller is None:
                 self.gate.count_refused(request)
             raise
@@ -47,8 +54,9 @@ class AccessControl:
             request.scope["route"] = declared.route
         try:
             request.state.caller = caller = await self.gate.identify(request)
-        except CredentialsRefused:
-            # A probe with an old key still learns whether the process lives, and nothing more.
+        except (CredentialsRefused, IdentityUnavailable, LedgerError):
+            # A probe with an old key, or one that nobody can look up now, still learns whether the
+            # process lives, and nothing more.
             if needed is not OPEN:
                 raise
         if needed is OPEN:

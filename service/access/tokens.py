@@ -4,13 +4,19 @@ Only algorithms with a public and a private half are known here: a token "signed
 key as a shared secret, or not at all, is refused by its algorithm's name.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jwt
 from jwt import PyJWK, PyJWKClient, PyJWKSet
-from jwt.exceptions import PyJWKClientConnectionError, PyJWKSetError, PyJWTError
+from jwt.exceptions import (
+    PyJWKClientConnectionError,
+    PyJWKClientError,
+    PyJWKSetError,
+    PyJWTError,
+)
 
 from bundle.errors import InvalidSettings
 from service.access.callers import Caller, Scope
@@ -20,6 +26,8 @@ from service.settings import Settings
 FETCH_TIMEOUT_S = 5
 # Keys of an identity provider change seldom; one that is not known is looked for sooner.
 KEYS_LIFESPAN_S = 300
+# An identity provider that did not answer, or not with keys, is left alone for so long.
+ASK_AGAIN_S = 10
 MAX_NAME_LENGTH = 200
 ASYMMETRIC = frozenset({"RSA", "EC", "OKP"})
 REASONS: dict[type[PyJWTError], str] = {
@@ -90,10 +98,34 @@ class Tokens:
         return max(given, key=list(Scope).index, default=None)
 
 
+class FetchedKeys(PyJWKClient):
+    """The keys of a URL; whoever comes right after a failure is told at once, and waits for none.
+
+    PyJWT lets one caller after the other wait for a provider that hangs.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source, lifespan=KEYS_LIFESPAN_S, timeout=FETCH_TIMEOUT_S)
+        self._ask_again_at = 0.0
+
+    def fetch_data(self) -> Any:
+        """Return the provider's key set.
+
+        Raises:
+            PyJWKClientConnectionError: it does not answer, answers no key set, or did so just now.
+        """
+        if time.monotonic() < self._ask_again_at:
+            raise PyJWKClientConnectionError("the keys could not be fetched a moment ago")
+        try:
+            return super().fetch_data()
+        except (PyJWKClientError, PyJWKSetError, ValueError, OSError) as error:
+            self._ask_again_at = time.monotonic() + ASK_AGAIN_S
+            raise PyJWKClientConnectionError(type(error).__qualname__) from None
+
+
 def _key_finder(source: str) -> Callable[[str], PyJWK]:
     if source.startswith("https://"):
-        client = PyJWKClient(source, lifespan=KEYS_LIFESPAN_S, timeout=FETCH_TIMEOUT_S)
-        return client.get_signing_key
+        return FetchedKeys(source).get_signing_key
     try:
         keys = PyJWKSet.from_json(Path(source).read_text(encoding="utf-8")).keys
     except (OSError, ValueError, AttributeError, PyJWKSetError) as error:

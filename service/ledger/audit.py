@@ -185,9 +185,17 @@ class AuditLog:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        """Yield a connection that sees the ledger as it is at its first query."""
+        """Yield a connection that sees the ledger as it is at its first query.
+
+        Texts that are no Unicode any more are read too: their row is to be named.
+        """
         with reporting_damage(self._path), self._engine.connect() as connection:
-            yield connection
+            driver: Any = connection.connection.driver_connection
+            driver.text_factory = _decode
+            try:
+                yield connection
+            finally:
+                driver.text_factory = str
 
 
 @contextmanager
@@ -224,7 +232,7 @@ def _verify(connection: Connection, known: Head | None) -> Verdict:
         expected = fits.sequence + 1
         if row["sequence"] != expected:
             return _broken(fits, f"row {expected} is missing")
-        if _hash(row, fits.row_sha256) != row["row_sha256"]:
+        if _hash_read(row, fits.row_sha256) != row["row_sha256"]:
             return _broken(fits, f"row {expected} is not as it was written, or not in its place")
         fits = Head(expected, row["row_sha256"])
         if known is not None and known.sequence == fits.sequence and known != fits:
@@ -290,6 +298,18 @@ def _insert(connection: Connection, events: Sequence[Event]) -> list[Head]:
 def _read_head(connection: Connection) -> Head | None:
     row = connection.execute(READ_HEAD).one_or_none()
     return None if row is None else Head(row.sequence, row.row_sha256)
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", errors="surrogateescape")
+
+
+def _hash_read(row: dict[str, Any], before: str) -> str | None:
+    """Return the hash of a row that was read; None where it holds what no row can."""
+    try:
+        return _hash(row, before)
+    except (TypeError, ValueError):
+        return None
 
 
 def _hash(columns: dict[str, Any], before: str) -> str:

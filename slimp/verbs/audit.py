@@ -38,4 +38,5 @@ def show(ledger: Folder) -> None:
 
     with open_audit(ledger) as log:
         for row in log.rows():
-            say(json.dumps(row, sort_keys=True))
+            # Of a row that was tampered with, what JSON has no word for is shown as Python would.
+            say(json.dumps(row, sort_keys=True, default=repr))

@@ -22,6 +22,8 @@ keys = typer.Typer(
     help="Make, list, rotate and revoke the service's API keys (docs/security.md).",
 )
 
+# A hundred years: further on the calendar ends.
+MAX_DAYS = 36_500
 Ledger = Annotated[
     Path | None,
     Option(help="the ledger's folder; else SLIMP_LEDGER, else beside SLIMP_CATALOGUE"),
@@ -41,7 +43,9 @@ class ScopeName(StrEnum):
 def create(
     label: Annotated[str, Option(help="whom or what the key is for; no secret")],
     scope: Annotated[ScopeName, Option(help="what it may do")] = ScopeName.READ,
-    expires_days: Annotated[int | None, Option(min=1, help="days it holds; else for ever")] = None,
+    expires_days: Annotated[
+        int | None, Option(min=1, max=MAX_DAYS, help="days it holds; else for ever")
+    ] = None,
     ledger: Ledger = None,
 ) -> None:
     """Make a key and show it, this once."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -45,6 +46,34 @@ def test_labels_of_the_dashboard_are_the_metrics_own() -> None:
             for names, metric in grouped:
                 base = re.sub(r"_(bucket|sum|count|total)$", "", metric)
                 assert set(names.split(", ")) - {"le"} <= labels[base], target["expr"]
+
+
+def test_a_demo_that_is_there_is_never_made_again(tmp_path: Path) -> None:
+    """An erasure removes its vectors' files until the service ends."""
+    script = re.search(r"- \|\n(.*?)\n\n", COMPOSE.read_text(), re.DOTALL)
+    assert script is not None
+    (tmp_path / "bin").mkdir()
+    made = tmp_path / "bin" / "slimp"
+    made.write_text('#!/bin/sh\nmkdir -p "$3" && echo made > "$3/made"\n')
+    made.chmod(0o755)
+    text = script[1].replace("/data", str(tmp_path / "data"))
+    start = ["sh", "-euc", text]
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    subprocess.run(start, env=environment, check=True)
+    demo = tmp_path / "data" / "demo"
+    assert (demo / "made").exists()
+    (demo / "made").unlink()
+    (demo / "catalogue").mkdir()
+    (demo / "catalogue" / "catalogue.sqlite").write_bytes(b"acknowledged")
+    subprocess.run(start, env=environment, check=True)
+    assert [path.name for path in demo.iterdir()] == ["catalogue"]
+    assert (demo / "catalogue" / "catalogue.sqlite").read_bytes() == b"acknowledged"
+
+
+def test_the_container_is_given_the_time_that_admitted_requests_have() -> None:
+    grace = re.search(r"stop_grace_period: (\d+)s", COMPOSE.read_text())
+    assert grace is not None
+    assert int(grace[1]) > Settings().request_timeout_s
 
 
 def test_images_that_are_not_ours_are_of_one_release() -> None:

@@ -402,8 +402,13 @@ def test_an_indexing_that_was_cut_off_goes_on_and_embeds_nothing_twice(
         build_catalogue(bundle, first, cohort, out, **wanted)
     assert not out.exists()
     assert cut_off(tmp_path) == [tmp_path / "c.partial"]
-    with pytest.raises(CatalogueError, match="another cohort, splits, bundle or variant"):
-        build_catalogue(bundle, first, make_cohort(rows[:6], "fewer"), out, **wanted)
+    changed = [row(n, BLUE, lesion=f"lesion-{n // 2}") for n in range(12)]
+    for other in (make_cohort(rows[:6], "fewer"), make_cohort(changed, "repainted")):
+        with pytest.raises(CatalogueError, match="another cohort, splits, bundle or variant"):
+            build_catalogue(bundle, first, other, out, **wanted)
+    # As a disk that was full would leave it.
+    with (tmp_path / "c.partial" / "refused.jsonl").open("a") as noted:
+        noted.write('["image-1", "les')
     seen: list[tuple[int, int]] = []
     second = CountingEncoders()
     report = build_catalogue(
@@ -434,15 +439,27 @@ def test_an_index_that_is_refused_at_the_end_costs_no_embedding_again(
     assert (counted.embedded, report.lesions) == (0, 4)
 
 
+@pytest.mark.parametrize(
+    ("run", "catalogue"),
+    [(b"", b"half"), (b'{"bundle_id": "ab"', b"half"), (b"\xff\xfe", b"half"), (b"{}\n", None)],
+)
 def test_what_was_left_without_a_catalogue_is_begun_anew(
-    bundle: Bundle, make_cohort: MakeCohort, tmp_path: Path
+    bundle: Bundle,
+    make_cohort: MakeCohort,
+    tmp_path: Path,
+    run: bytes,
+    catalogue: bytes | None,
 ) -> None:
-    left = tmp_path / "c.partial" / "catalogue"
-    left.mkdir(parents=True)
-    (left / "catalogue.sqlite").write_bytes(b"half")
+    left = tmp_path / "c.partial"
+    (left / "catalogue").mkdir(parents=True)
+    (left / "run.json").write_bytes(run)
+    (left / "refused.jsonl").write_bytes(b"half")
+    if catalogue is not None:
+        (left / "catalogue" / "catalogue.sqlite").write_bytes(catalogue)
+    assert cut_off(tmp_path) == [left]
     cohort = make_cohort([row(n) for n in range(4)])
     report = build_catalogue(bundle, FakeEncoders(), cohort, tmp_path / "c", splits=SPLITS)
-    assert report.lesions == 4
+    assert (report.lesions, report.unreadable) == (4, [])
 
 
 @pytest.mark.parametrize("content", [b"[1]\n", b"{\n", b"\xff\n", b"7\n"])

@@ -24,6 +24,7 @@ from bundle.errors import InvalidSettings
 from service.access.callers import Scope
 from service.access.routes import NEEDED, OPEN, RouteTable
 from service.app import create_app
+from service.errors import LedgerError
 from service.ledger.database import FILE, open_ledger
 from service.ledger.erasures import Erasures
 from service.ledger.keys import ApiKeys
@@ -264,6 +265,18 @@ def test_a_stranger_is_told_that_the_service_is_not_ready_but_not_why(
         for probe in PROBES:
             assert client.get(probe).json()["bundle_id"] is None
             assert client.get(probe, headers=admin).json()["bundle_id"] is not None
+
+
+def test_a_probe_whose_key_cannot_be_looked_up_still_learns_that_the_process_lives(
+    guarded: TestClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ApiKeys, text: str) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(ApiKeys, "authenticate", fail)
+    key = bearer(site.keys["read"])
+    assert guarded.get("/livez", headers=key).status_code == 200
+    assert_error(guarded.get("/model", headers=key), 503, "ledger_error")
 
 
 # rates

@@ -77,6 +77,11 @@ COLUMNS = [
     ("input_sha256", "NULL"),
     ("output", "'{}'"),
     ("row_sha256", "'00'"),
+    # What no row was ever written with: bytes, no number, no Unicode.
+    ("action", "CAST(action AS BLOB)"),
+    ("status", "9e999"),
+    ("action", "CAST(x'47ff' AS TEXT)"),
+    ("row_sha256", "CAST(row_sha256 AS BLOB)"),
 ]
 
 
@@ -250,6 +255,18 @@ def test_an_answer_that_cannot_be_written_down_is_not_given(
     run_sql(tmp_path / "ledger", "DROP TRIGGER full")
     answer(audited, "/classify", draw_image(RED))
     assert len(rows_of(tmp_path)) == 1
+
+
+def test_what_nobody_foresaw_leaves_a_row_too(
+    audited: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("canary")
+
+    monkeypatch.setattr(Runtime, "classify", fail)
+    assert_error(ask(audited, "/classify", draw_image(RED)), 500, "internal_error")
+    (row,) = rows_of(tmp_path)
+    assert (row["action"], row["status"]) == ("POST /classify", 500)
 
 
 def test_a_request_that_is_turned_away_as_too_many_leaves_no_row(

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
-from jwt.exceptions import PyJWKClientConnectionError
+from jwt.exceptions import PyJWKClientConnectionError, PyJWKSetError
 from starlette.testclient import TestClient
 
 from bundle.errors import InvalidSettings
 from service.access.callers import Scope
-from service.access.tokens import Tokens
+from service.access.gate import TOKEN_THREADS
+from service.access.tokens import ASK_AGAIN_S, Tokens
 from service.app import create_app
 from service.errors import (
     CredentialsRefused,
@@ -29,7 +32,8 @@ from service.errors import (
     IdentityUnavailable,
     InvalidCredentials,
 )
-from service.ledger.database import FILE
+from service.ledger.database import FILE, open_ledger
+from service.ledger.keys import ApiKeys
 from service.runtime import Runtime
 from service.settings import Settings, read_settings
 from tests.service.asking import assert_error
@@ -220,18 +224,34 @@ def test_the_service_starts_with_tokens_alone_and_lets_them_in(client: TestClien
         assert 'error="invalid_token"' in response.headers["www-authenticate"]
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PyJWKClientConnectionError("refused"),
+        PyJWKSetError("no keys"),
+        ConnectionResetError(),
+        json.JSONDecodeError("a page of HTML", "<html>", 0),
+    ],
+    ids=lambda failure: type(failure).__qualname__,
+)
 def test_keys_of_a_url_that_cannot_be_had_are_the_providers_fault_not_the_callers(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    def fail(self: object) -> None:
-        raise PyJWKClientConnectionError("refused")
+    asked: list[bool] = []
 
-    asked = settings.model_copy(update={"oidc_jwks": f"{ISSUER}/keys"})
-    tokens = Tokens(asked)
+    def fail(self: object) -> None:
+        asked.append(True)
+        raise failure
+
+    tokens = Tokens(settings.model_copy(update={"oidc_jwks": f"{ISSUER}/keys"}))
     with monkeypatch.context() as patch:
         patch.setattr(jwt.PyJWKClient, "fetch_data", fail)
-        with pytest.raises(IdentityUnavailable):
-            tokens.caller(sign())
+        # Nobody waits for a provider that has just failed.
+        for _ in range(3):
+            with pytest.raises(IdentityUnavailable):
+                tokens.caller(sign())
+        assert asked == [True]
+    ask_again(tokens)
     fetched: list[bool] = []
 
     def fetch(self: Any) -> Any:
@@ -247,6 +267,53 @@ def test_keys_of_a_url_that_cannot_be_had_are_the_providers_fault_not_the_caller
     with pytest.raises(CredentialsRefused):
         tokens.caller(forge_hs256(SHARED, kid="shared", algorithm="RS256"))
     assert fetched == [True]
+
+
+def ask_again(tokens: Tokens) -> None:
+    """Let the time pass after which a provider that failed is asked again."""
+    find: Any = tokens._find_key
+    find.__self__._ask_again_at -= ASK_AGAIN_S
+
+
+def test_a_provider_that_hangs_holds_up_nobody_who_has_a_key(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_ledger(tmp_path)
+    key, _ = ApiKeys(engine).create(label="a", scope=Scope.READ)
+    engine.dispose()
+    goes_on, waiting = threading.Event(), threading.Semaphore(0)
+
+    def hang(self: object, token: str) -> None:
+        waiting.release()
+        goes_on.wait(60)
+        raise IdentityUnavailable("gone")
+
+    monkeypatch.setattr(Tokens, "caller", hang)
+    service = create_app(settings.model_copy(update={"ledger": tmp_path}))
+    with TestClient(service) as client, ThreadPoolExecutor(60) as callers:
+        token = {"Authorization": f"Bearer {sign()}"}
+        asked = [callers.submit(client.get, "/fields", headers=token) for _ in range(60)]
+        assert all(waiting.acquire(timeout=60) for _ in range(TOKEN_THREADS))
+        mine = client.get("/fields", headers={"Authorization": f"Bearer {key}"})
+        assert mine.status_code != 401
+        assert not any(call.done() for call in asked)
+        goes_on.set()
+        assert {call.result().status_code for call in asked} == {503}
+
+
+def test_strangers_that_make_the_service_ask_the_provider_are_limited(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> None:
+        raise PyJWKClientConnectionError("refused")
+
+    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
+    changed = {"oidc_jwks": f"{ISSUER}/keys", "ledger": tmp_path, "failed_auth_per_minute": 2}
+    with TestClient(create_app(settings.model_copy(update=changed))) as client:
+        token = {"Authorization": f"Bearer {sign()}"}
+        statuses = [client.get("/model", headers=token).status_code for _ in range(3)]
+        assert statuses == [503, 503, 429]
+        assert client.get("/livez", headers=token).status_code == 200
 
 
 def test_callers_that_nobody_can_name_do_not_fill_the_audit(

@@ -70,6 +70,7 @@ def test_a_ledger_that_nothing_names_is_one_line(
         ["create"],
         ["create", "--label", "a", "--scope", "root"],
         ["create", "--label", "a", "--expires-days", "0"],
+        ["create", "--label", "a", "--expires-days", "4000000"],
         ["rotate"],
         ["rotate", "abc", "--overlap-hours", "-1"],
     ],

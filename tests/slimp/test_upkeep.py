@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import UnknownLesion
-from index import backup, cache, upkeep
+from index import backup, cache, sqlite, upkeep
 from index.catalogue import Catalogue
 from index.lesions import Edit
 from service.ledger.audit import AuditLog, Event
@@ -141,6 +141,25 @@ def test_a_restoration_keeps_what_was_written_after_an_erasure(site: Path, slimp
     assert "3 lesions; 0 that had been erased were erased again" in ended.out
 
 
+def test_what_lies_beside_a_catalogue_is_named_through_a_link_too(site: Path, slimp: Slimp) -> None:
+    left = site / ".catalogue.x1y2"
+    left.mkdir()
+    shutil.copy(site / "catalogue" / "catalogue.sqlite", left)
+    (site / "links").mkdir()
+    (site / "links" / "now").symlink_to(site / "catalogue")
+    ended = slimp("catalogue", "verify", site / "links" / "now")
+    assert (ended.code, f"{left} may hold who was erased" in ended.out) == (1, True)
+
+
+def test_a_copy_of_a_ledger_that_was_cut_off_is_named(site: Path, slimp: Slimp) -> None:
+    AuditLog(site / "ledger").close()
+    left = site / "backups" / ".monday.x1y2"
+    left.mkdir(parents=True)
+    shutil.copy(site / "ledger" / FILE, left)
+    ended = slimp("backup", site / "ledger", "--out", site / "backups" / "tuesday")
+    assert f"{left}: left by a command that was cut off" in ended.out
+
+
 @pytest.mark.parametrize(
     "stray", ["vectors.faiss.part", "near.faiss.part", "catalogue.sqlite.old", "../.catalogue.x1y2"]
 )
@@ -202,6 +221,19 @@ def test_a_catalogue_that_is_read_elsewhere_is_not_called_rebuilt(site: Path, sl
     assert slimp("catalogue", "rebuild", site / "catalogue").code == 0
 
 
+def test_a_catalogue_that_is_written_to_is_not_rebuilt_and_keeps_its_vectors(
+    site: Path, slimp: Slimp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.1)
+    database = site / "catalogue" / "catalogue.sqlite"
+    with closing(sqlite3.connect(database, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        ended = slimp("catalogue", "rebuild", site / "catalogue")
+    assert ended.code == 1
+    assert "cannot be compacted" in ended.err
+    assert (site / "catalogue" / cache.VECTORS).exists()
+
+
 def test_a_backup_that_was_changed_is_refused(site: Path, slimp: Slimp) -> None:
     slimp("backup", str(site / "catalogue"), "--out", str(site / "backup"))
     copy = site / "backup" / "catalogue.sqlite"
@@ -251,3 +283,18 @@ def test_the_audit_is_verified_from_outside(tmp_path: Path, slimp: Slimp) -> Non
     ended = slimp("audit", "verify", str(folder))
     assert ended.code == 1
     assert "row 2 is not as it was written" in ended.out
+
+
+@pytest.mark.parametrize("value", ["CAST(action AS BLOB)", "CAST(x'47ff' AS TEXT)"])
+def test_rows_that_were_tampered_with_are_named_and_shown(
+    tmp_path: Path, value: str, slimp: Slimp
+) -> None:
+    with closing(AuditLog(tmp_path)) as log:
+        for number in range(3):
+            log.append(Event(f"r{number}", None, "POST /classify", 200))
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection, connection:
+        connection.execute(f"UPDATE audit SET action = {value} WHERE sequence = 2")
+    ended = slimp("audit", "verify", tmp_path)
+    assert (ended.code, "row 2 is not as it was written" in ended.out) == (1, True)
+    ended = slimp("audit", "show", tmp_path)
+    assert (ended.code, len(ended.out.splitlines())) == (0, 3)
