@@ -43,7 +43,9 @@ class Judgements:
 def judge(models: Models, embeddings: FloatArray, metadata: Sequence[Known]) -> Judgements:
     """Return what the classifier makes of N lesions.
 
-    Neighbours' guesses move an answer as far as the bundle's calibration says, and nothing else.
+    Neighbours' guesses move the answer of a lesion of which nothing is given, as far as the
+    bundle's calibration says. What they add beside given values was never measured, so there they
+    move nothing.
 
     Args:
         models: the loaded bundle.
@@ -58,7 +60,7 @@ def _judge(models: Models, embeddings: FloatArray, metadata: Sequence[Known]) ->
     lesion = embed_known(models, [known.record for known in metadata], "lesion")
     patient = embed_known(models, [known.record for known in metadata], "patient")
     logits = _classify(models, embeddings, lesion, patient)
-    guessed = [row for row, known in enumerate(metadata) if known.filled != known.record]
+    guessed = [row for row, known in enumerate(metadata) if known.condition == "extrapolated"]
     extrapolation = models.calibration.extrapolation
     if guessed and extrapolation.weight > 0:
         filled = [metadata[row].filled for row in guessed]
@@ -199,13 +201,18 @@ def _answer(
 
 def guess_warnings(models: Models, metadata: Sequence[Known]) -> tuple[AnswerWarning, ...]:
     """Return that guessed values are shown and not used, where that is so."""
-    guessed = any(known.filled != known.record for known in metadata)
-    if not guessed or models.calibration.extrapolation.weight > 0:
+    has_weight = models.calibration.extrapolation.weight > 0
+    if not any(
+        known.filled != known.record and not (has_weight and known.condition == "extrapolated")
+        for known in metadata
+    ):
         return ()
-    message = (
-        "metadata guessed from similar lesions are shown and do not move the answer: on this "
-        "bundle's calibration lesions they did not make answers better"
+    why = (
+        "what they add beside given values was not measured"
+        if has_weight
+        else "on this bundle's calibration lesions they did not make answers better"
     )
+    message = f"metadata guessed from similar lesions are shown and do not move the answer: {why}"
     return (AnswerWarning(field=None, code="guesses_not_used", message=message),)
 
 

@@ -48,11 +48,13 @@ class BulkSummary:
         answered: files with an answer, those that are not assessable included.
         refused: files with an error in the table.
         unused: images that the metadata names and that were not among the files.
+        unnamed: files that the metadata does not name, where there is any.
     """
 
     answered: int
     refused: int
     unused: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
 
 def predict_files(
@@ -63,6 +65,7 @@ def predict_files(
     metadata: Path | None = None,
     catalogue: Path | None = None,
     variant: str | None = None,
+    prevalence: float | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> BulkSummary:
     """Write one row an image file: the answer, or the error that refused it.
@@ -78,11 +81,13 @@ def predict_files(
         metadata: a CSV with the column `image` (a file's name) and any fields.
         catalogue: the catalogue folder for extrapolated metadata; None extrapolates nothing.
         variant: precision of the image encoder; None takes the one that the bundle chose.
+        prevalence: share of lesions that are malignant at the site; None answers at the training
+            prevalence.
         report: called with files done and files in all, after each batch.
 
     Raises:
-        InvalidRequest: there is no image file, `out` is a folder, a file that is read or of another
-            kind, or its journal is of another run.
+        InvalidRequest: there is no image file, the prevalence is no share, `out` is a folder, a
+            file that is read or of another kind, or its journal is of another run.
         InvalidRecord: the metadata table cannot be read, has no image column, an unknown field or
             a bad value, or does not fit the files.
         BundleError, CatalogueError: the bundle or the catalogue cannot be used.
@@ -91,6 +96,10 @@ def predict_files(
     _check_out(out, files if metadata is None else [*files, metadata])
     records = {} if metadata is None else read_records(metadata)
     unused = find_unused(records, files)
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise InvalidRequest(
+            f"prevalence: expected a share between 0 and 1, got {prevalence:g}", field="prevalence"
+        )
     models = load_models(bundle, threads=1, variant=variant)
     check_values(records, models.schema)
     bundle_id = models.manifest.bundle_id
@@ -105,12 +114,15 @@ def predict_files(
             "variant": models.variant,
             "metadata": None if metadata is None else _sha256(metadata),
             "catalogue": None if reference is None else _describe(reference),
+            "prevalence": prevalence,
         }
         with Journal(journal_path(out), made_with) as journal:
-            _answer_files(Runtime(models, reference), journal, files, records, report)
+            runtime = Runtime(models, reference, prevalence=prevalence)
+            _answer_files(runtime, journal, files, records, report)
             refused = _write(out, models, journal, files)
             journal.remove()
-    return BulkSummary(len(files) - refused, refused, unused)
+    unnamed = tuple(path.name for path in files if records and path.name not in records)
+    return BulkSummary(len(files) - refused, refused, unused, unnamed)
 
 
 def _describe(catalogue: Catalogue) -> list[str | int]:
@@ -256,6 +268,9 @@ def _row(answer: Assessment) -> Row:
         "label": answer.label,
         "malignancy": answer.malignancy,
         **{f"p_{label}": share for label, share in shares.items()},
+        "prediction_set": " ".join(answer.prediction_set or ()),
+        "given": " ".join(n for n, entry in answer.metadata.items() if entry.source == "given"),
+        "warnings": " ".join(warning.code for warning in answer.warnings),
         "reasons": " ".join(answer.quality.reasons),
     }
 
@@ -266,7 +281,7 @@ def _write(out: Path, models: Models, journal: Journal, files: Sequence[Path]) -
         **dict.fromkeys(("file", "status", "label"), str),
         "malignancy": float,
         **{f"p_{label}": float for label in models.labels},
-        **dict.fromkeys(("reasons", "error"), str),
+        **dict.fromkeys(("prediction_set", "given", "warnings", "reasons", "error"), str),
     }
 
     def rows() -> Iterator[Row]:

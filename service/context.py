@@ -80,7 +80,8 @@ def gather(models: Models, candidates: Sequence[Candidate], patient: Patient) ->
     for lesion in patient.stored:
         own = {name: value for name, value in lesion.record.items() if value is not None}
         embeddings.append(lesion.embedding)
-        metadata.append(Known.given({**patient.record, **own}))
+        # Lesion fields of the request hold for the lesions that were sent with it.
+        metadata.append(Known.given({**patient.facts, **own}))
     rows = np.stack(embeddings)
     return Group(rows, judge(models, rows, metadata), len(usable), patient.facts)
 

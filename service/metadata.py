@@ -4,8 +4,11 @@ Neighbours are catalogue lesions that look like the query. Those that hold one o
 all other lesions of their patients, may not speak for it: that would be the lesion itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
 
 from bundle.calibration import Condition, FloatArray
 from bundle.fields import Record
@@ -18,6 +21,8 @@ from service.stages import stage
 NOT_GIVEN = "not_given"
 NOT_ASSESSABLE = "image_not_assessable"
 NO_CATALOGUE = "no_catalogue"
+FROM_CATALOGUE = "from_catalogue"
+DISAGREE: Final = "neighbours_disagree"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ def complete(
     guesses: Mapping[str, Extrapolated],
     *,
     reason: str = NOT_GIVEN,
+    from_catalogue: Collection[str] = (),
 ) -> Metadata:
     """Return the record with its gaps filled by what neighbours say.
 
@@ -71,12 +77,17 @@ def complete(
         record: canonical values from the caller.
         guesses: field to what its neighbours say, for missing fields; empty when nobody was asked.
         reason: why a field without a guess stays missing.
+        from_catalogue: fields of the record that the caller did not give: the catalogue did.
     """
     entries = {}
     for field in models.schema.names:
         value = record.get(field)
         if value is not None:
-            entries[field] = MetadataEntry(value=value, source="given")
+            entries[field] = MetadataEntry(
+                value=value,
+                source="given",
+                reason=FROM_CATALOGUE if field in from_catalogue else None,
+            )
         elif field in guesses:
             entries[field] = _entry(guesses[field])
         else:
@@ -99,6 +110,39 @@ def _entry(guess: Extrapolated) -> MetadataEntry:
         interval=guess.interval,
         reason=guess.reason,
     )
+
+
+def agree_on_patient(models: Models, guesses: Sequence[dict[str, Extrapolated]]) -> None:
+    """Take back what neighbours say of a patient where they make different people of the lesions.
+
+    Args:
+        models: the loaded bundle.
+        guesses: of each of the patient's lesions, by field; changed in place. Numbers agree where
+            each lies in the interval of every other, and become their median.
+    """
+    for field in models.fields("patient"):
+        name = field.name
+        guessing = [own for own in guesses if name in own and own[name].value is not None]
+        known = [own[name] for own in guessing]
+        if len({guess.value for guess in known}) < 2:
+            continue
+        agreed = _middle(known) if field.kind == "numeric" and _are_compatible(known) else None
+        for own in guessing:
+            own[name] = (
+                replace(own[name], value=None, interval=None, reason=DISAGREE)
+                if agreed is None
+                else replace(own[name], value=agreed)
+            )
+
+
+def _middle(guesses: Sequence[Extrapolated]) -> float:
+    return float(np.median([float(guess.value or 0) for guess in guesses]))
+
+
+def _are_compatible(guesses: Sequence[Extrapolated]) -> bool:
+    spans = [guess.interval for guess in guesses if guess.interval is not None]
+    low, high = max(span[0] for span in spans), min(span[1] for span in spans)
+    return all(low <= float(guess.value or 0) <= high for guess in guesses)
 
 
 def ask_neighbours(

@@ -37,12 +37,14 @@ class Patient:
     Attributes:
         record: canonical values that hold for all submitted lesions.
         facts: those of them at patient level, the caller's first, then the catalogue's.
+        from_catalogue: fields of the record that the catalogue gave, not the caller.
         stored: the patient's catalogue lesions.
         warnings: what the caller must know of the record.
     """
 
     record: Record
     facts: Record
+    from_catalogue: frozenset[str]
     stored: tuple[StoredLesion, ...]
     warnings: tuple[AnswerWarning, ...]
 
@@ -80,13 +82,38 @@ def check_lesions(lesions: Sequence[SubmittedLesion], num_images: int) -> None:
         )
 
 
+def check_contents(lesions: Sequence[SubmittedLesion], contents: Sequence[str]) -> None:
+    """Refuse one picture in the place of several lesions: it would count as often as it was sent.
+
+    Args:
+        lesions: that share out the images.
+        contents: pixel hash of each image.
+
+    Raises:
+        InvalidRequest: two lesions hold the same picture.
+    """
+    first: dict[str, SubmittedLesion] = {}
+    for lesion in lesions:
+        for position in lesion.images:
+            other = first.setdefault(contents[position], lesion)
+            if other is not lesion:
+                raise InvalidRequest(
+                    f"lesions: {other.id!r} and {lesion.id!r} hold the same picture; an image "
+                    "shows one lesion: leave one of them out",
+                    field="lesions",
+                )
+
+
 def read_lesion_record(models: Models, lesion: SubmittedLesion) -> Record:
     """Return a submitted lesion's checked record.
 
     Raises:
         InvalidRecord: a name or value is not accepted, or a field belongs to the patient.
     """
-    record = models.schema.parse(lesion.record)
+    try:
+        record = models.schema.parse(lesion.record)
+    except InvalidRecord as error:
+        raise type(error)(f"lesion {lesion.id!r}: {error}", field=error.field) from None
     for field in models.fields("patient"):
         if field.name in record:
             raise InvalidRecord(
@@ -120,7 +147,7 @@ def read_patient(
         InvalidRecord: a name or value is not accepted.
         UnknownLesion: the catalogue has no such patient.
     """
-    given = {name: v for name, v in models.schema.parse(raw).items() if v is not None}
+    given: Record = {name: v for name, v in models.schema.parse(raw).items() if v is not None}
     stored: tuple[StoredLesion, ...] = ()
     if patient_id is not None and catalogue is not None:
         lesions = catalogue.lesions_of_patient(patient_id)
@@ -128,8 +155,29 @@ def read_patient(
     known, warnings = _catalogue_facts(models, stored)
     names = {field.name for field in models.fields("patient")}
     facts = {**known, **{name: value for name, value in given.items() if name in names}}
-    quiet = tuple(warning for warning in warnings if warning.field not in given)
-    return Patient({**known, **given}, facts, stored, quiet)
+    told = [warning for warning in warnings if warning.field not in given]
+    told += _contradictions(models, given, known)
+    from_catalogue = frozenset(known) - frozenset(given)
+    return Patient({**known, **given}, facts, from_catalogue, stored, tuple(told))
+
+
+def _contradictions(models: Models, given: Record, known: Record) -> list[AnswerWarning]:
+    """Return where the caller says otherwise than all the patient's catalogue lesions.
+
+    Numbers, such as the age, change with time.
+    """
+    return [
+        AnswerWarning(
+            field=field.name,
+            code="conflicting_record",
+            message=f"{field.name}: expected {known[field.name]}, as the catalogue's lesions of "
+            f"this patient say, got {given[field.name]}: is the patient's id right?",
+        )
+        for field in models.fields("patient")
+        if field.kind != "numeric"
+        and field.name in known
+        and given.get(field.name, known[field.name]) != known[field.name]
+    ]
 
 
 def _catalogue_facts(

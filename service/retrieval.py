@@ -19,6 +19,7 @@ def show_hits(hits: Sequence[Hit]) -> tuple[SimilarLesion, ...]:
             lesion_id=hit.lesion_id,
             score=max(-1.0, min(1.0, hit.score)),
             label=hit.label,
+            malignant=hit.malignant,
             record=hit.record,
             source=hit.source,
             thumbnail_url=thumbnail_url(hit.lesion_id, has_thumbnail=hit.has_thumbnail),

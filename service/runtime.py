@@ -15,6 +15,7 @@ from bundle.errors import CatalogueError, InvalidSettings
 from bundle.fields import Record
 from bundle.images import ImageLimits
 from index.catalogue import Catalogue, Exclusion, StoredLesion
+from index.extrapolation import Extrapolated
 from index.filters import Filter, parse_filter
 from index.lesions import Receipt, RequestKey
 from service.assessment import assess, assess_each
@@ -24,10 +25,19 @@ from service.embeddings import EmbeddingCache
 from service.errors import InvalidRequest, LedgerError
 from service.growing import NewLesion, add_lesion, edit_lesion
 from service.ledger.erasures import Erasures, Kind
-from service.metadata import NO_CATALOGUE, NOT_ASSESSABLE, Metadata, ask_neighbours, complete
+from service.metadata import (
+    NO_CATALOGUE,
+    NOT_ASSESSABLE,
+    NOT_GIVEN,
+    Metadata,
+    agree_on_patient,
+    ask_neighbours,
+    complete,
+)
 from service.models import Models, load_models
 from service.patient import (
     SubmittedLesion,
+    check_contents,
     check_lesions,
     one_lesion_an_image,
     read_lesion_record,
@@ -238,14 +248,31 @@ class Runtime:
             patients=frozenset(() if patient_id is None else (patient_id,)),
             contents=frozenset(picture.content for picture in looked),
         )
-        candidates = []
-        for one, record in zip(asked, records, strict=True):
-            pictures = pool([looked[i] for i in one.images], one.images)
-            own = {name: value for name, value in record.items() if value is not None}
-            metadata = self._complete(
-                pictures, {**known.record, **own}, extrapolate=extrapolate, exclude=same
+        check_contents(asked, [picture.content for picture in looked])
+        pictures = [pool([looked[i] for i in one.images], one.images) for one in asked]
+        given = [
+            {**known.record, **{name: v for name, v in record.items() if v is not None}}
+            for record in records
+        ]
+        said = [
+            self._ask(seen, own, extrapolate=extrapolate, exclude=same)
+            for seen, own in zip(pictures, given, strict=True)
+        ]
+        agree_on_patient(self.models, [guesses for guesses, _ in said])
+        candidates = [
+            Candidate(
+                one.id,
+                seen,
+                complete(
+                    self.models,
+                    own,
+                    guesses,
+                    reason=reason,
+                    from_catalogue=known.from_catalogue,
+                ),
             )
-            candidates.append(Candidate(one.id, pictures, metadata))
+            for one, seen, own, (guesses, reason) in zip(asked, pictures, given, said, strict=True)
+        ]
         return answer_risk(
             self.models,
             candidates,
@@ -325,12 +352,22 @@ class Runtime:
     def _complete(
         self, pictures: LesionPictures, given: Record, *, extrapolate: bool, exclude: Exclusion
     ) -> Metadata:
+        guesses, reason = self._ask(pictures, given, extrapolate=extrapolate, exclude=exclude)
+        return complete(self.models, given, guesses, reason=reason)
+
+    def _ask(
+        self, pictures: LesionPictures, given: Record, *, extrapolate: bool, exclude: Exclusion
+    ) -> tuple[dict[str, Extrapolated], str]:
+        """Return what neighbours say of the gaps, and why a gap of which they were not asked stays.
+
+        None are asked of a lesion that is not assessable.
+        """
         if not pictures.assessable:
-            return complete(self.models, given, {}, reason=NOT_ASSESSABLE)
+            return {}, NOT_ASSESSABLE
         if not extrapolate:
-            return complete(self.models, given, {})
+            return {}, NOT_GIVEN
         if self.catalogue is None:
-            return complete(self.models, given, {}, reason=NO_CATALOGUE)
+            return {}, NO_CATALOGUE
         guesses = ask_neighbours(
             self.models,
             self.catalogue,
@@ -338,7 +375,7 @@ class Runtime:
             pictures.embedding,
             exclude=_with_contents(exclude, pictures.contents),
         )
-        return complete(self.models, given, guesses)
+        return guesses, NOT_GIVEN
 
     def _catalogue(self) -> Catalogue:
         if self.catalogue is None:

@@ -100,7 +100,9 @@ class MetadataEntry(Schema):
     interval: tuple[FiniteFloat, FiniteFloat] | None = Field(
         default=None, description="low and high, in the field's unit; numeric fields only"
     )
-    reason: str | None = Field(default=None, description="why a value is missing")
+    reason: str | None = Field(
+        default=None, description="why a value is missing; from_catalogue: who gave it"
+    )
 
 
 class Assessment(Warned):
@@ -134,6 +136,7 @@ class SimilarLesion(Schema):
     lesion_id: str
     score: FiniteFloat = Field(ge=-1, le=1, description="cosine similarity [-1, 1]")
     label: str | None
+    malignant: bool | None = Field(description="as the catalogue knows it; null: it does not")
     record: dict[str, Value] = Field(description="its metadata, canonical names")
     source: str | None = Field(description="the data set it is from")
     thumbnail_url: str | None = Field(description="path on this service; null without a thumbnail")
@@ -301,6 +304,10 @@ class OperatingPointDescription(Schema):
     name: str
     condition: Source
     threshold: FiniteFloat
+    threshold_at_site: FiniteFloat | None = Field(
+        description="the same threshold on malignancy as it is answered here, at the site's "
+        "prevalence; null where the site states none"
+    )
     sensitivity: Share
     sensitivity_interval: tuple[Share, Share]
     specificity: Share

@@ -1,5 +1,5 @@
 // Parts of an answer that both panels show.
-import { chip, el, percent, plain, words } from "./dom.js";
+import { chip, el, percent, plain, spaced, words } from "./dom.js";
 
 const REASONS = {
   too_small: "the image is too small",
@@ -18,6 +18,7 @@ const REASONS = {
   neighbours_too_far: "no lesion looks similar enough",
   too_few_neighbours: "too few similar lesions have it",
   neighbours_disagree: "similar lesions disagree",
+  from_catalogue: "from this patient's lesions in the catalogue",
 };
 export const reason = (code) => REASONS[code] ?? words(code);
 
@@ -34,19 +35,38 @@ export function qualityNotice(quality) {
     el("ul", {}, quality.reasons.map((code) => el("li", {}, reason(code)))));
 }
 
-export function warningsNotice(warnings) {
-  const shown = warnings.filter((warning) => warning.code !== "image_only");
-  if (!shown.length) return null;
+// Images that are left out are named as the page shows them, from 1.
+export function warningsNotice(warnings, leftOut = []) {
+  const shown = warnings.filter((warning) => !["image_only", "image_left_out"].includes(warning.code)).map((warning) => warning.message);
+  const all = [...leftOut, ...shown];
+  if (!all.length) return null;
   return el("div", { class: "notice", role: "note" },
     el("strong", {}, "Please note"),
-    el("ul", {}, shown.map((warning) => el("li", {}, warning.message))));
+    el("ul", {}, all.map((text) => el("li", {}, text))));
 }
+
+export const leftOut = (quality, name) => quality.images.filter((image) => image.reasons.length)
+  .map((image) => `${name(image.index)} does not count: ${image.reasons.map(reason).join(", ")}`);
+
+// Where the probabilities hold.
+export const prevalence = (model) => model.site_prevalence === null
+  ? `where ${percent(model.training_prevalence)} of lesions are malignant`
+  : `where ${percent(model.site_prevalence)} of lesions are malignant (this site)`;
+
+// The page was made from what another model said of itself.
+export function otherModel(answer, model) {
+  if (answer.bundle_id === model.bundle_id) return null;
+  return problemNotice({ message: "The service answers with another model since this page was opened. Load the page again.", code: "model_changed", requestId: answer.request_id });
+}
+
+// A label, and in a word whether it is malignant: never by its colour alone.
+export const label = (text, malignant) => [spaced(text), malignant ? el("span", { class: "malign" }, "malignant") : null];
 
 const SOURCES = { given: "given", extrapolated: "guessed", missing: "not known" };
 
 function ground(entry) {
   if (entry.source === "missing") return entry.reason ? reason(entry.reason) : "";
-  if (entry.source === "given") return "by you";
+  if (entry.source === "given") return entry.reason ? reason(entry.reason) : "by you";
   const span = entry.interval ? `, ${plain(entry.interval[0])} to ${plain(entry.interval[1])}` : "";
   return `${entry.support} similar lesions, ${percent(entry.agreement)} agree${span}`;
 }

@@ -1,6 +1,6 @@
 // The panel for one lesion: /classify and /similar.
 import { fetchUrl, get, post } from "./api.js";
-import { metadataTable, problemNotice, qualityNotice, trace, warningsNotice } from "./answer.js";
+import { label, leftOut, metadataTable, otherModel, prevalence, problemNotice, qualityNotice, trace, warningsNotice } from "./answer.js";
 import { chip, el, percent, plain, spaced, track } from "./dom.js";
 import { clearMarks, fieldset, markField, readRecord } from "./form.js";
 import { addImages, dropzone, shot } from "./images.js";
@@ -15,11 +15,18 @@ export function startLesion(panel, site) {
   const previews = el("ul", { class: "previews", "aria-label": "Chosen images" });
   let asked = 0;
 
+  // An answer stands only beside what it was made from: whatever changes takes it away.
+  const forget = () => {
+    asked += 1;
+    results.replaceChildren(empty);
+    results.classList.remove("busy");
+    form.querySelector(".primary").disabled = !images.length;
+  };
   const showImages = () => {
+    forget();
     previews.replaceChildren(...images.map((image, position) => el("li", {}, shot(image),
       el("button", { type: "button", class: "remove", "aria-label": `Remove image ${position + 1}`,
         onclick: () => { images.splice(position, 1); showImages(); } }, "×"))));
-    form.querySelector(".primary").disabled = !images.length;
   };
   dropzone(form.querySelector(".drop"), {
     title: "Choose or drop images",
@@ -31,13 +38,11 @@ export function startLesion(panel, site) {
   form.querySelector(".fields").replaceChildren(...["lesion", "patient"].map((level) =>
     fieldset(level === "lesion" ? "The lesion" : "The patient", site.fields.filter((field) => field.level === level))).filter(Boolean));
 
+  form.addEventListener("input", forget);
   form.addEventListener("reset", () => {
-    asked += 1;
     images.length = 0;
     showImages();
     clearMarks(form);
-    results.replaceChildren(empty);
-    results.classList.remove("busy");
   });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -59,7 +64,9 @@ export function startLesion(panel, site) {
       markField(form, said.reason);
       return;
     }
-    results.replaceChildren(...show(said.value, site), neighbours(found, said.value, site), trace(said.value));
+    const other = otherModel(said.value, site.model);
+    results.replaceChildren(...other ? [other]
+      : [...show(said.value, site), neighbours(found, said.value, site), trace(said.value)]);
     results.scrollIntoView({ block: "nearest" });
   });
 }
@@ -70,7 +77,8 @@ function show(answer, site) {
     ? assessed(answer, site, malignant)
     : qualityNotice(answer.quality);
   const table = el("section", { class: "card" }, el("h2", {}, "What was known"), metadataTable(answer.metadata, site.units));
-  return [assessment, warningsNotice(answer.warnings), table].filter(Boolean);
+  const notice = warningsNotice(answer.warnings, answer.status === "answered" ? leftOut(answer.quality, (index) => `Image ${index + 1}`) : []);
+  return [assessment, notice, table].filter(Boolean);
 }
 
 function assessed(answer, site, malignant) {
@@ -82,16 +90,15 @@ function assessed(answer, site, malignant) {
         el("h2", {}, "Probability of malignancy"),
         el("div", { class: "figure" }, percent(answer.malignancy)),
         track(answer.malignancy, { malignant: true }),
-        el("p", { class: "fine" }, site.model.site_prevalence === null
-          ? `where ${percent(site.model.training_prevalence)} of lesions are malignant`
-          : `where ${percent(site.model.site_prevalence)} of lesions are malignant (this site)`),
+        el("p", { class: "fine" }, prevalence(site.model)),
         el("h2", {}, "Cannot be excluded"),
-        el("ul", { class: "chips" }, answer.prediction_set.map((label) => el("li", {}, chip(spaced(label), malignant.has(label) ? "malignant" : "")))),
-        el("p", { class: "fine" }, `the set holds the true label in ${percent(coverage)} of lesions like those of the calibration`)),
+        el("ul", { class: "chips" }, answer.prediction_set.map((name) => el("li", {}, chip(label(name, malignant.has(name)), malignant.has(name) ? "malignant" : "")))),
+        el("p", { class: "fine" }, `the set holds the true label in ${percent(coverage)} of lesions like those of the calibration`
+          + (site.model.site_prevalence === null ? "" : `, where ${percent(site.model.training_prevalence)} are malignant`))),
       el("div", {},
         el("h2", {}, `Most likely: ${spaced(answer.label)}`),
-        el("ul", { class: "bars" }, ranked.map(([label, share]) => el("li", { class: malignant.has(label) ? "malignant" : "" },
-          el("span", { class: "word" }, spaced(label)), track(share), el("span", { class: "number" }, percent(share))))),
+        el("ul", { class: "bars" }, ranked.map(([name, share]) => el("li", { class: malignant.has(name) ? "malignant" : "" },
+          el("span", { class: "word" }, label(name, malignant.has(name))), track(share), el("span", { class: "number" }, percent(share))))),
         el("p", { class: "key" }, el("span", {}, "benign"), el("span", { class: "malignant" }, "malignant")))));
 }
 
@@ -101,11 +108,10 @@ function neighbours(found, answer, site) {
     card.append(el("p", { class: "field-error" }, found.reason.message));
     return card;
   }
-  const malignant = new Set(site.model.malignant_labels);
   const { hits } = found.value;
   if (answer.status !== "answered") card.append(el("p", { class: "fine" }, "The image cannot be assessed, so this likeness means little."));
   card.append(hits.length
-    ? el("ul", { class: "hits" }, hits.map((hit) => showHit(hit, malignant, site)))
+    ? el("ul", { class: "hits" }, hits.map((hit) => showHit(hit, site)))
     : el("p", { class: "muted" }, "The catalogue holds no lesion to compare with."));
   card.append(el("p", { class: "fine" }, "Similar by image alone; the number is the cosine of the two embeddings."));
   return card;
@@ -120,14 +126,15 @@ function thumbnail(hit) {
   return image;
 }
 
-function showHit(hit, malignant, site) {
+// By what the catalogue knows of the lesion: its labels need not be the model's.
+function showHit(hit, site) {
   const known = Object.entries(hit.record).filter(([, value]) => value !== null)
     .map(([name, value]) => `${typeof value === "boolean" ? `${spaced(name)}: ` : ""}${plain(value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
   const picture = hit.thumbnail_url
     ? thumbnail(hit)
     : el("div", { class: "none" }, "no picture");
   return el("li", {}, picture,
-    el("div", { class: "line" }, chip(spaced(hit.label ?? "no label"), malignant.has(hit.label) ? "malignant" : ""), el("span", {}, hit.score.toFixed(3))),
+    el("div", { class: "line" }, chip(label(hit.label ?? "no label", hit.malignant), hit.malignant ? "malignant" : ""), el("span", {}, hit.score.toFixed(3))),
     el("small", {}, known.join(", ")));
 }
 

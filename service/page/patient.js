@@ -1,7 +1,7 @@
 // The panel for a patient's lesions: /risk.
 import { post } from "./api.js";
-import { problemNotice, reason, trace, warningsNotice } from "./answer.js";
-import { chip, el, percent, spaced, track } from "./dom.js";
+import { label, leftOut, otherModel, prevalence, problemNotice, reason, trace, warningsNotice } from "./answer.js";
+import { chip, el, percent, plain, track, words } from "./dom.js";
 import { clearMarks, fieldRow, fieldset, markField, readRecord } from "./form.js";
 import { addImages, dropzone, shot } from "./images.js";
 
@@ -14,13 +14,20 @@ export function startPatient(panel, site) {
   let asked = 0;
   let named = 0;
 
+  // An answer stands only beside what it was made from: whatever changes takes it away.
+  const forget = () => {
+    asked += 1;
+    results.replaceChildren(empty);
+    results.classList.remove("busy");
+    form.querySelector(".primary").disabled = !images.length;
+  };
   const changed = () => {
+    forget();
     for (const image of images) image.row ??= lesionRow(image, site, `Lesion ${++named}`, () => {
       images.splice(images.indexOf(image), 1);
       changed();
     });
     list.replaceChildren(...images.map((image) => image.row));
-    form.querySelector(".primary").disabled = !images.length;
   };
   const limit = site.model.max_images_risk;
   dropzone(form.querySelector(".drop"), {
@@ -32,14 +39,12 @@ export function startPatient(panel, site) {
   const patientFields = fieldset("The patient", site.fields.filter((field) => field.level === "patient"));
   form.querySelector(".fields").replaceChildren(...[patientFields].filter(Boolean));
 
+  form.addEventListener("input", forget);
   form.addEventListener("reset", () => {
-    asked += 1;
     images.length = 0;
     named = 0;
     changed();
     clearMarks(form);
-    results.replaceChildren(empty);
-    results.classList.remove("busy");
   });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -55,10 +60,11 @@ export function startPatient(panel, site) {
     button.disabled = !images.length;
     if (outcome.problem) {
       results.replaceChildren(problemNotice(outcome.problem));
-      markField(form, outcome.problem);
+      markField(rowOf(sent, outcome.problem) ?? form, outcome.problem);
       return;
     }
-    results.replaceChildren(...show(outcome.answer, sent, site));
+    const other = otherModel(outcome.answer, site.model);
+    results.replaceChildren(...other ? [other] : show(outcome.answer, sent, site));
     results.scrollIntoView({ block: "nearest" });
   });
 }
@@ -69,6 +75,11 @@ function lesionRow(image, site, name, remove) {
   const known = fields.length ? el("details", {}, el("summary", {}, "What is known of it"), fields.map(fieldRow)) : null;
   return el("li", {}, shot(image), el("div", {}, el("strong", {}, name), known),
     el("button", { type: "button", class: "remove", "aria-label": `Remove ${name}`, onclick: remove }, "×"));
+}
+
+// The row of the lesion that a problem names: "lesion 'Lesion 3': ...".
+function rowOf(images, problem) {
+  return images.find((image) => problem.message.startsWith(`lesion '${image.name}'`))?.row;
 }
 
 function parts(form, images) {
@@ -87,8 +98,8 @@ function show(answer, images, site) {
   const weight = (lesion) => lesion.risk_in_context ?? lesion.malignancy ?? -1;
   const ranked = [...answer.lesions].sort((a, b) => weight(b) - weight(a));
   return [
-    summary(answer.patient, answer.lesions),
-    warningsNotice(answer.warnings),
+    summary(answer.patient, answer.lesions, site),
+    warningsNotice(answer.warnings, answer.lesions.flatMap((lesion) => lesion.status === "answered" ? leftOut(lesion.quality, () => `An image of ${lesion.id}`) : [])),
     el("section", { class: "card" }, el("h2", {}, "Lesions, the most suspicious first"),
       el("div", { class: "scroll" }, el("table", { class: "ranking" },
         el("thead", {}, el("tr", {}, ["", "Lesion", "Alone", "In context", "Unlike the others"].map((text, column) =>
@@ -98,7 +109,8 @@ function show(answer, images, site) {
   ].filter(Boolean);
 }
 
-function summary(patient, lesions) {
+function summary(patient, lesions, site) {
+  const judged = lesions.filter((lesion) => lesion.status === "answered").length;
   const seen = `${patient.lesions_used} of ${lesions.length + patient.lesions_from_catalogue} lesions could be used`
     + (patient.lesions_from_catalogue ? `, ${patient.lesions_from_catalogue} of them from the catalogue` : "");
   const context = patient.context === "enough"
@@ -107,7 +119,8 @@ function summary(patient, lesions) {
     el("h2", {}, "Probability that at least one of these lesions is malignant"),
     patient.risk === null
       ? el("div", { class: "figure plain" }, `No figure: ${reason(patient.reason)}`)
-      : [el("div", { class: "figure" }, percent(patient.risk)), track(patient.risk, { malignant: true })],
+      : [el("div", { class: "figure" }, percent(patient.risk)), track(patient.risk, { malignant: true }),
+        el("p", { class: "fine" }, `of the ${judged} that were sent and could be judged, their risks taken as independent, ${prevalence(site.model)}; it grows with their number`)],
     el("p", { class: "fine" }, `${seen}; ${context}.`));
 }
 
@@ -121,10 +134,17 @@ function oddness({ score, basis }) {
   return score === 1 ? `odder than all ${others}` : `odder than ${percent(score)} of ${others}`;
 }
 
+// What was not given and similar lesions say.
+function guesses(metadata, site) {
+  const said = Object.entries(metadata).filter(([, entry]) => entry.source === "extrapolated")
+    .map(([name, entry]) => `${words(name.replace(/_(mm|years)$/, ""))} ${plain(entry.value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
+  return said.length ? el("small", {}, `guessed: ${said.join(", ")}`) : null;
+}
+
 function lesionLine(lesion, image, site) {
   const malignant = site.model.malignant_labels.includes(lesion.label);
   const state = lesion.status === "answered"
-    ? chip(spaced(lesion.label), malignant ? "malignant" : "")
+    ? chip(label(lesion.label, malignant), malignant ? "malignant" : "")
     : [chip("not assessable", "bad"), el("small", {}, lesion.quality.reasons.map(reason).join(", "))];
   const duckling = lesion.ugly_duckling;
   const odd = duckling.rank === null
@@ -132,7 +152,7 @@ function lesionLine(lesion, image, site) {
     : [`rank ${duckling.rank}`, el("small", {}, oddness(duckling))];
   return el("tr", {},
     el("td", {}, image ? shot(image) : null),
-    el("td", {}, el("strong", {}, lesion.id), el("div", {}, state)),
+    el("td", {}, el("strong", {}, lesion.id), el("div", {}, state), guesses(lesion.metadata, site)),
     el("td", { class: "number", "data-column": "Alone" }, share(lesion.malignancy)),
     el("td", { class: "number", "data-column": "In context" }, share(lesion.risk_in_context)),
     el("td", { class: "number", "data-column": "Unlike the others" }, odd));

@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from bundle.calibration import Calibration
+from bundle.calibration import Calibration, OperatingPoint
 from bundle.cpus import available_cpus
 from bundle.fields import MISSING_WORDS, Field
 from bundle.manifest import Variant
 from service.access.mode import OFF_BANNER, Mode
+from service.assessment import risk_at_site
 from service.batching import Batching
 from service.problems import problems
 from service.runtime import Runtime
@@ -64,8 +65,7 @@ def _describe_bundle(runtime: Runtime) -> dict[str, Any]:
         "training_prevalence": models.trained_prevalence,
         "calibration": _describe_calibration(calibration),
         "operating_points": tuple(
-            OperatingPointDescription(**point.model_dump())
-            for point in calibration.operating_points
+            _describe_point(runtime, point) for point in calibration.operating_points
         ),
         "split_recipe": manifest.split_recipe,
         "data": tuple(DataDescription(**source.model_dump()) for source in manifest.data),
@@ -86,6 +86,19 @@ def _describe_site(runtime: Runtime, settings: Settings) -> dict[str, Any]:
         "max_images_risk": settings.max_images_risk,
         "image_formats": runtime.limits.formats,
     }
+
+
+def _describe_point(runtime: Runtime, point: OperatingPoint) -> OperatingPointDescription:
+    """Return the point with its threshold where malignancy is answered: the shift keeps the order.
+
+    A threshold outside [0, 1], which all lesions or none pass, is at every prevalence where it is.
+    """
+    site, threshold = runtime.prevalence, point.threshold
+    at_site = None
+    if site is not None:
+        inside = 0 < threshold < 1
+        at_site = risk_at_site(runtime.models, threshold, site) if inside else threshold
+    return OperatingPointDescription(**point.model_dump(), threshold_at_site=at_site)
 
 
 def _describe_variant(variant: Variant) -> VariantDescription:

@@ -23,6 +23,13 @@ def predict(
     variant: Annotated[
         str | None, Option(help="precision of the image encoder; by default the bundle's choice")
     ] = None,
+    prevalence: Annotated[
+        float | None,
+        Option(
+            envvar="SLIMP_PREVALENCE",
+            help="share of lesions that are malignant at the site; else the training prevalence",
+        ),
+    ] = None,
 ) -> None:
     """Classify image files, each as a lesion of its own.
 
@@ -41,16 +48,20 @@ def predict(
             metadata=metadata,
             catalogue=catalogue,
             variant=variant,
+            prevalence=prevalence,
             report=lambda done, total: report("predict", done, total),
         )
     if summary.refused:
         say(f"{refused_path(out)}: the files that were refused, and why")
     say(f"{out}: {summary.answered} answered, {summary.refused} refused (see `error`)")
     if summary.unused:
-        say(
-            f"{metadata}: {len(summary.unused)} lines are about no image among these: "
-            f"{', '.join(summary.unused[:SHOWN_NAMES])}"
-            + (", ..." if len(summary.unused) > SHOWN_NAMES else "")
-        )
+        say(f"{metadata}: lines about no image among these: {_some(summary.unused)}")
+    if summary.unnamed:
+        say(f"{metadata}: images without a line, answered as missing: {_some(summary.unnamed)}")
     if summary.refused:
         raise Exit(PASSED_OVER)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:SHOWN_NAMES])
+    return f"{len(names)} ({shown}{', ...' if len(names) > SHOWN_NAMES else ''})"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from service.access.callers import Scope
 from service.app import create_app
@@ -173,6 +173,95 @@ def test_a_patients_lesions_are_ranked_by_keyboard_alone(
     expect(rows.first).to_contain_text("rank 1")
     expect(rows.last).to_contain_text("not assessable")
     expect(panel.get_by_text("3 of 4 lesions could be used")).to_be_visible()
+
+
+@pytest.mark.parametrize("change", ["image", "value", "removal"])
+def test_an_answer_goes_when_what_it_was_made_from_changes(
+    page: Page, picture: dict[str, str], change: str
+) -> None:
+    panel = page.locator("#panel-lesion")
+    panel.locator("input[type=file]").set_input_files(picture["red"])
+    panel.get_by_role("button", name="Assess lesion").click()
+    expect(panel.locator(".figure")).to_have_count(1)
+    if change == "image":
+        panel.locator("input[type=file]").set_input_files(picture["blue"])
+    elif change == "value":
+        panel.get_by_role("spinbutton", name="Age").fill("55")
+    else:
+        panel.get_by_role("button", name="Remove image 1").click()
+    expect(panel.locator(".figure")).to_have_count(0)
+    expect(panel.get_by_role("heading", name="Most likely")).to_have_count(0)
+
+
+def test_an_answer_on_its_way_is_not_shown_beside_another_image(
+    page: Page, picture: dict[str, str]
+) -> None:
+    held: list[Route] = []
+    page.route("**/classify", lambda route: held.append(route))
+    panel = page.locator("#panel-lesion")
+    panel.locator("input[type=file]").set_input_files(picture["red"])
+    with page.expect_request("**/classify"):
+        panel.get_by_role("button", name="Assess lesion").click()
+    panel.get_by_role("button", name="Remove image 1").click()
+    panel.locator("input[type=file]").set_input_files(picture["blue"])
+    with page.expect_response("**/classify"):
+        held[0].continue_()
+    page.unroute("**/classify")
+    expect(panel.get_by_role("button", name="Assess lesion")).to_be_enabled()
+    expect(panel.locator(".figure")).to_have_count(0)
+    panel.get_by_role("button", name="Assess lesion").click()
+    expect(panel.get_by_role("heading", name="Most likely: bcc")).to_be_visible()
+
+
+def test_an_answer_of_another_model_is_not_read_by_what_this_one_said(
+    page: Page, picture: dict[str, str], runtime: Runtime
+) -> None:
+    said = runtime.classify([draw_image(RED)]).model_dump(mode="json")
+    other = {**said, "bundle_id": "0" * 64, "request_id": "1" * 32}
+    page.route("**/classify", lambda route: route.fulfill(json=other))
+    panel = page.locator("#panel-lesion")
+    panel.locator("input[type=file]").set_input_files(picture["red"])
+    panel.get_by_role("button", name="Assess lesion").click()
+    expect(panel.get_by_role("alert").filter(has_text="another model")).to_be_visible()
+    expect(panel.locator(".figure")).to_have_count(0)
+
+
+def test_malignancy_is_said_in_a_word_and_of_hits_as_the_catalogue_knows_it(
+    page: Page, picture: dict[str, str], runtime: Runtime
+) -> None:
+    said = runtime.similar([draw_image(RED)], k=8).model_dump(mode="json")
+    said["hits"][0] |= {"label": "merkel_cell", "malignant": True}
+    page.route("**/similar", lambda route: route.fulfill(json=said))
+    panel = page.locator("#panel-lesion")
+    panel.locator("input[type=file]").set_input_files(picture["red"])
+    panel.get_by_role("button", name="Assess lesion").click()
+    expect(panel.locator(".hits li").first).to_contain_text("merkel cell")
+    expect(panel.locator(".hits li").first).to_contain_text("malignant")
+    expect(panel.locator(".hits li").nth(1)).not_to_contain_text("malignant")
+    expect(panel.locator(".bars li.malignant")).to_have_count(2)
+    expect(panel.locator(".bars li.malignant").first).to_contain_text("malignant")
+
+
+def test_a_patients_figure_says_of_what_it_is_and_a_mistake_which_lesions(
+    page: Page, picture: dict[str, str]
+) -> None:
+    page.get_by_role("tab", name="lesions").click()
+    panel = page.locator("#panel-patient")
+    panel.locator("input[type=file]").set_input_files([picture["red"], picture["blue"]])
+    second = panel.locator(".lesion-list > li").nth(1)
+    second.get_by_text("What is known of it").click()
+    second.get_by_role("spinbutton", name="Diameter").fill("-3")
+    panel.get_by_role("button", name="Compare lesions").click()
+    expect(second.get_by_role("spinbutton", name="Diameter")).to_be_focused()
+    expect(panel.get_by_role("alert").filter(has_text="Lesion 2")).to_be_visible()
+    second.get_by_role("spinbutton", name="Diameter").fill("3")
+    panel.get_by_role("button", name="Compare lesions").click()
+    expect(panel.get_by_text("of the 2 that were sent and could be judged")).to_be_visible()
+    expect(panel.get_by_text("taken as independent")).to_be_visible()
+    expect(panel.locator(".ranking")).to_contain_text("guessed: ")
+    panel.locator("input[type=file]").set_input_files(picture["red"])
+    panel.get_by_role("button", name="Compare lesions").click()
+    expect(panel.get_by_role("alert").filter(has_text="the same picture")).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [360, 1280])

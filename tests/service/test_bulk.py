@@ -30,7 +30,10 @@ from service.runtime import Runtime
 from tests.fakes import BLUE, GREEN, LABELS, RED, draw_image, make_lesion, write_bundle
 from tests.fakes import write_catalogue as write_fake_catalogue
 
-COLUMNS = ["file", "status", "label", "malignancy", "p_nv", "p_mel", "p_bcc", "reasons", "error"]
+COLUMNS = [
+    *("file", "status", "label", "malignancy", "p_nv", "p_mel", "p_bcc"),
+    *("prediction_set", "given", "warnings", "reasons", "error"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,21 @@ def test_a_row_says_what_the_runtime_answers(desk: Desk, runtime: Runtime) -> No
         assert shares(row) == pytest.approx(list(answer.probabilities.values()), abs=1e-6)
         assert float(row["malignancy"]) == pytest.approx(answer.malignancy, abs=1e-6)
         assert (row["status"], row["reasons"], row["error"]) == ("answered", "", "")
+        assert row["prediction_set"] == " ".join(answer.prediction_set or ())
+        assert (row["given"], row["warnings"]) == ("", "")
+
+
+def test_a_table_at_the_sites_prevalence_is_what_the_service_answers_there(
+    desk: Desk, bundle: Bundle
+) -> None:
+    there = Runtime(load_models(bundle.path, threads=1), None, prevalence=0.01)
+    desk.predict(prevalence=0.01)
+    for row in desk.rows():
+        answer = there.classify([Path(row["file"]).read_bytes()], extrapolate=False)
+        assert float(row["malignancy"]) == pytest.approx(answer.malignancy, abs=1e-6)
+        assert row["warnings"] == "prevalence_shifted"
+    with pytest.raises(InvalidRequest, match="prevalence: expected a share"):
+        desk.predict(prevalence=1.0)
 
 
 def test_a_file_that_cannot_be_judged_or_read_is_listed_and_the_others_go_on(desk: Desk) -> None:

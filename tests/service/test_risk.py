@@ -1,8 +1,8 @@
 """/risk: a patient's lesions beside each other."""
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,12 @@ from starlette.testclient import TestClient
 
 from bundle.images import content_hash, decode_image
 from index.catalogue import Catalogue, Exclusion
+from index.lesions import CatalogueLesion
+from service import context
+from service.assessment import judge
 from service.context import join_risks
+from service.metadata import Known
+from service.models import Models
 from service.runtime import Runtime
 from tests.fakes import (
     BLUE,
@@ -20,6 +25,7 @@ from tests.fakes import (
     GREEN,
     RED,
     SCHEMA,
+    Colour,
     FakeEncoders,
     colour_embedding,
     draw_image,
@@ -221,11 +227,87 @@ def test_a_record_on_which_the_catalogue_disagrees_stays_missing_and_is_said(
     assert told.warnings == ()
 
 
+def test_what_the_caller_says_against_the_whole_catalogue_is_asked_about(
+    client: TestClient,
+) -> None:
+    """The plainest sign of a patient id that was mistyped; an age changes by itself."""
+    told = answer(client, "/risk", REDS[0], patient_id="red", patient={"sex": "male", "age": 31})
+    assert [w["field"] for w in told["warnings"] if w["code"] == "conflicting_record"] == ["sex"]
+    assert told["lesions"][0]["metadata"]["sex"]["value"] == "male"
+
+
+def test_what_the_catalogue_knows_of_the_patient_is_said_to_be_from_there(
+    client: TestClient,
+) -> None:
+    said = answer(client, "/risk", REDS[0], patient_id="red", patient={"age": 31})
+    entries = said["lesions"][0]["metadata"]
+    assert (entries["sex"]["source"], entries["sex"]["reason"]) == ("given", "from_catalogue")
+    assert (entries["age_years"]["source"], entries["age_years"]["reason"]) == ("given", None)
+
+
+def test_lesion_fields_of_the_request_are_not_those_of_stored_lesions(
+    make_runtime: Callable[..., Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = [make_lesion(f"b{n}", patient_id="p", record={}, seed=50 + n) for n in range(3)]
+    seen: list[Known] = []
+
+    def note(models: Models, embeddings: Any, metadata: Sequence[Known]) -> Any:
+        seen.extend(metadata)
+        return judge(models, embeddings, metadata)
+
+    monkeypatch.setattr(context, "judge", note)
+    with write_catalogue(tmp_path / "c", bare) as catalogue:
+        runtime = make_runtime(catalogue=catalogue)
+        runtime.risk([REDS[0]], patient={"anatom_site": "back", "sex": "male"}, patient_id="p")
+    own, *stored = (known.record for known in seen)
+    assert own == {"anatom_site": "back", "sex": "male"}
+    assert stored == [{"sex": "male"}] * 3
+
+
+def test_one_picture_is_not_counted_as_several_lesions(client: TestClient) -> None:
+    twice = ask(client, "/risk", REDS[0], REDS[1], REDS[0])
+    assert_error(twice, 422, "invalid_request", "'0' and '2' hold the same picture")
+    lesions = [{"id": "a", "images": [0, 2]}, {"id": "b", "images": [1]}]
+    assert ask(client, "/risk", REDS[0], REDS[1], REDS[0], lesions=lesions).status_code == 200
+
+
+def test_neighbours_make_no_two_people_of_one_patient(
+    make_runtime: Callable[..., Runtime], tmp_path: Path
+) -> None:
+    def people(name: str, colour: Colour, **record: Any) -> list[CatalogueLesion]:
+        return [
+            make_lesion(
+                f"{name}{n}",
+                colour,
+                seed=n,
+                patient_id=f"{name}{n}",
+                record={**record, "age_years": record["age_years"] + n},
+            )
+            for n in range(5)
+        ]
+
+    lesions = people("r", RED, sex="male", age_years=40.0, anatom_site="back")
+    lesions += people("b", BLUE, sex="female", age_years=41.0, anatom_site="scalp")
+    with write_catalogue(tmp_path / "c", lesions) as catalogue:
+        runtime = make_runtime(catalogue=catalogue)
+        apart = [runtime.classify([draw_image(colour)]) for colour in (RED, BLUE)]
+        joined = runtime.risk([draw_image(RED), draw_image(BLUE)]).lesions
+    assert [one.metadata["sex"].value for one in apart] == ["male", "female"]
+    assert {one.metadata["sex"].reason for one in joined} == {"neighbours_disagree"}
+    ages = {one.metadata["age_years"].value for one in apart}
+    (age,) = {one.metadata["age_years"].value for one in joined}
+    assert len(ages) == 2
+    assert age == pytest.approx(np.median([float(value or 0) for value in ages]))
+    # Where the lesions are is not the patient's: each has its own.
+    assert [one.metadata["anatom_site"].value for one in joined] == ["back", "scalp"]
+
+
 def test_the_context_model_sees_no_more_lesions_than_it_may(
     make_runtime: Callable[..., Runtime],
 ) -> None:
     said = make_runtime(max_context_lesions=2).risk([REDS[0]], patient_id="green")
-    assert [warning.code for warning in said.warnings] == ["context_shortened"]
+    codes = [warning.code for warning in said.warnings]
+    assert codes == ["guesses_not_used", "context_shortened"]
     assert said.patient.lesions_used == 6
 
 
@@ -328,8 +410,10 @@ def test_a_patient_of_the_catalogue_needs_a_catalogue(
         assert_error(response, 503, "catalogue_error", "operator")
 
 
-def test_ranks_of_equally_odd_lesions_are_all_different(client: TestClient) -> None:
-    said = answer(client, "/risk", draw_image(GREEN), draw_image(GREEN), draw_image(GREEN))
-    ranks = [one["ugly_duckling"]["rank"] for one in said["lesions"]]
-    assert ranks == [1, 2, 3]
-    assert all(second - first == 1 for first, second in pairwise(ranks))
+def test_ranks_of_equally_odd_lesions_are_all_different(
+    make_runtime: Callable[..., Runtime],
+) -> None:
+    models = make_runtime().models
+    rows = np.stack([colour_embedding(GREEN)] * 3)
+    group = context.Group(rows, judge(models, rows, [Known.given({})] * 3), 3, {})
+    assert [one.rank for one in context.ugly_ducklings(models, group)] == [1, 2, 3]

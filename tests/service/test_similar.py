@@ -83,6 +83,7 @@ def test_a_hit_shows_its_record_and_never_its_patient(client: TestClient) -> Non
         "lesion_id",
         "score",
         "label",
+        "malignant",
         "record",
         "source",
         "thumbnail_url",

@@ -227,9 +227,10 @@ def test_predict_reads_metadata_and_catalogue_and_tells_what_it_left_out(
     given = ("--metadata", "m.csv", "--catalogue", "known")
     ended = slimp("predict", "bundle", "images", *given, "--out", "told.csv")
     assert ended.code == 3
-    assert ended.last_line == (
-        "m.csv: 7 lines are about no image among these: 0.png, 1.png, 2.png, 3.png, 4.png, ..."
-    )
+    assert ended.out.splitlines()[-2:] == [
+        "m.csv: lines about no image among these: 7 (0.png, 1.png, 2.png, 3.png, 4.png, ...)",
+        "m.csv: images without a line, answered as missing: 2 (bad.png, red.png)",
+    ]
     told, plain = (read_rows(tmp_path / name) for name in ("told.csv", "plain.csv"))
     assert [row["status"] for row in told] == ["refused", "answered", "answered"]
     # Green's own age of 20 lowers melanoma; red's like are 90 years old, which raises it.
