@@ -5,10 +5,12 @@
 Two services share one catalogue and one ledger. Writers add, change and erase lesions through both,
 and each sets a field of its own of one lesion that all of them change; at a random moment one of
 the two services is killed (SIGKILL) and started again, every fifth time both. After every kill a
-service is asked for all lesions, and after every tenth the database is compared with the vectors
-(`index/upkeep.py`). A write that was answered must be there; one whose answer never came may be
-there whole or not at all; a request that is sent again under its key must not count twice. Prints
-the counts and how long one service took to see the other's write; fails at the first fault.
+service is asked for all lesions. After every tenth nobody writes: similar lesions are asked for,
+and one service is ended in order, so that the vectors that it held in memory come to the disk, are
+compared with the database (`index/upkeep.py`), and are caught up from at its next start. A write
+that was answered must be there; one whose answer never came may be there whole or not at all; a
+request that is sent again under its key must not count twice. Prints the counts and how long one
+service took to see the other's write; fails at the first fault.
 `tests/service/test_kill_writes.py` does a handful.
 """
 
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ READY_WITHIN_S = 300
 COMPARE_EVERY = 10
 BOTH_EVERY = 5
 SEEN_WITHIN_S = 2.0
+# Lesions of which similar ones are asked for, and how many of those.
+LIKENESSES, LIKE = 20, 100
 SEEDS = frozenset(f"seed-{n}" for n in range(20))
 # The lesion that all writers change, and the field of it that is each one's own.
 SHARED = "seed-0"
@@ -116,6 +120,11 @@ class Site:
             self.services[number].wait()
         for number in numbers:
             self.services[number] = self.start(number)
+
+    def end(self, number: int) -> None:
+        """Let a service end in order, which writes its vectors."""
+        self.services[number].terminate()
+        self.services[number].wait(READY_WITHIN_S)
 
     def stop(self) -> None:
         for service in self.services:
@@ -289,7 +298,11 @@ def compare(site: Site, books: Books, number: int) -> None:
 
 
 def settle(site: Site, books: Books) -> None:
-    """With nobody writing: both services, rows and vectors say the same."""
+    """With nobody writing: both services, rows and vectors say the same.
+
+    Raises:
+        Fault: they do not.
+    """
     for number in (0, 1):
         found = listed(site.url(number))
         labels = {name: lesion["label"] for name, lesion in found.items()}
@@ -301,9 +314,32 @@ def settle(site: Site, books: Books) -> None:
                 raise Fault(f"service {number}: {SHARED} lost its {name} {value!r}")
         if extra := found.keys() - books.present.keys() - SEEDS:
             raise Fault(f"service {number} holds what nobody wrote: {sorted(extra)[:5]}")
-    faults = verify(site.folder / "catalogue").faults
-    if faults:
-        raise Fault(f"rows and vectors differ: {faults[:3]}")
+        for name in sorted(found)[:: max(1, len(found) // LIKENESSES)]:
+            compare_similar(site.url(number), name, found.keys())
+    ended = books.kills // COMPARE_EVERY % 2
+    site.end(ended)
+    state = verify(site.folder / "catalogue")
+    if state.faults or (state.vectors, state.cache_revision) != (
+        state.lesions,
+        state.identity.revision,
+    ):
+        raise Fault(
+            f"rows and vectors differ: {state.lesions} and {state.vectors}, revisions "
+            f"{state.identity.revision} and {state.cache_revision}, {state.faults[:3]}"
+        )
+    site.services[ended] = site.start(ended)
+    site.wait(ended)
+
+
+def compare_similar(url: str, name: str, held: Collection[str]) -> None:
+    """Ask what is like a lesion: as many as there are, of those that are there, each once."""
+    answer = httpx.get(f"{url}/lesions/{name}/similar", params={"k": LIKE}, timeout=60)
+    answer.raise_for_status()
+    hits = [hit["lesion_id"] for hit in answer.json()["hits"]]
+    if len(hits) != min(LIKE, len(held) - 1) or len(set(hits)) != len(hits):
+        raise Fault(f"{url}: {len(hits)} lesions like {name}, {len(set(hits))} of them different")
+    if strange := set(hits) - set(held):
+        raise Fault(f"{url}: like {name} are some that are not there: {sorted(strange)[:5]}")
 
 
 def kill_under_writes(

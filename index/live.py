@@ -228,8 +228,10 @@ class LiveVectors:
             self._follow(connection)
             kept = describe_cache(self.path)
             if kept is not None and kept.revision == self.revision:
-                return
-            if kept is not None and kept.near is not None and self.measured is None:
+                # A process that has lost its approximate index may have saved first.
+                if kept.near is not None or self.measured is None:
+                    return
+            elif kept is not None and kept.near is not None and self.measured is None:
                 self._take_over(kept, connection)
             write_cache(
                 self.path,

@@ -26,7 +26,7 @@ from bundle.errors import Overloaded
 from bundle.fields import Level
 from bundle.records import EncodedRecords
 from service.errors import TimedOut
-from service.tickets import LANES, Lane, Ticket, current_ticket
+from service.tickets import BULK_TURN, LANES, Lane, Ticket, current_ticket
 
 LARGEST_BATCH = 8
 # A larger batch must pay at least this much.
@@ -40,8 +40,6 @@ ROUNDS = 3
 RUNS_EACH = 2
 # Of threads that run the encoder, of 0 to 19.
 NICENESS = 5
-# One batch of so many begins with the bulk lane, so that nobody waits there for ever.
-BULK_TURN = 8
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Every method takes raw image bytes and raw metadata, checks them, and returns an
 and may be used from several threads at once.
 """
 
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,6 +54,7 @@ from service.schemas import (
 )
 from service.settings import Settings
 from service.stages import stage
+from service.turns import Turns
 
 IMAGE_ONLY = AnswerWarning(
     field="metadata",
@@ -457,7 +457,7 @@ def _queued(models: Models, settings: Settings, inside: Callable[[], int]) -> Mo
     return replace(
         models,
         encoders=BatchedEncoders(models.encoders, batching, narrow=narrow, inside=inside),
-        decoding=threading.BoundedSemaphore(threads),
+        decoding=Turns(threads),
         # What is not used is let go.
         narrow=None,
     )

@@ -15,6 +15,8 @@ from service.errors import TimedOut
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
+# One turn of so many begins with the bulk lane, so that nobody waits there for ever.
+BULK_TURN = 8
 # RFC 9218: 0 is the most urgent, 3 what is not said, 7 the background.
 BULK_URGENCY = 5
 URGENCIES = {f"u={number}": number for number in range(8)}

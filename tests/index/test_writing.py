@@ -373,6 +373,22 @@ def test_whoever_began_without_the_approximate_index_takes_it_over_instead_of_lo
     assert verify(folder).faults == ()
 
 
+def test_whoever_saves_first_without_the_approximate_index_does_not_lose_it(folder: Path) -> None:
+    """A worker that followed one that died after an erasure, and ends before the others."""
+    first = reopen(folder)
+    first.add(many(0, 300))
+    first.choose_index(factory="HNSW16,SQ8", recall=0.5)
+    first.remove("many-0")
+    second = reopen(folder)
+    second.save()
+    second.close()
+    first.save()
+    first.close()
+    with reopen(folder) as third:
+        assert third._live.measured is not None
+    assert verify(folder).faults == ()
+
+
 def test_an_approximate_index_that_outgrew_its_measurement_says_so_once(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import InferenceError, Overloaded
-from service.batching import BULK_TURN, BatchedEncoders, Batching, measure_batching, warm
+from service.batching import BatchedEncoders, Batching, measure_batching, warm
 from service.errors import TimedOut
-from service.tickets import Lane, Ticket, current_ticket, lane_of
+from service.tickets import BULK_TURN, Lane, Ticket, current_ticket, lane_of
 from tests.fakes import DIM, FakeEncoders
 
 FloatArray = npt.NDArray[np.float32]

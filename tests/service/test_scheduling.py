@@ -25,7 +25,8 @@ from service.runtime import Runtime
 from service.scheduling import Scheduler
 from service.server import DrainingServer
 from service.settings import Settings
-from service.tickets import Ticket, current_ticket
+from service.tickets import BULK_TURN, Lane, Ticket, current_ticket
+from service.turns import Turns
 from tests.fakes import RED, FakeEncoders, draw_image
 from tests.service.asking import ask, assert_error
 
@@ -106,7 +107,49 @@ def test_no_picture_is_decoded_for_whom_nobody_waits(
     assert len(decoded) == 1
 
 
-class Turns:
+def hold_in_turn(turns: Turns, order: list[str], name: str, times: int, lane: Lane) -> None:
+    current_ticket.set(Ticket(time.monotonic() + 60, lane))
+    for _ in range(times):
+        with turns:
+            order.append(name)
+            time.sleep(0.002)
+
+
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+def test_a_request_of_many_pictures_does_not_keep_one_waiting(lane: Lane) -> None:
+    """It gives its place back between them, to whoever waits longest."""
+    turns, order = Turns(1), list[str]()
+    with ThreadPoolExecutor(3) as callers:
+        many = callers.submit(hold_in_turn, turns, order, "many", 60, lane)
+        wait_for(lambda: len(order) > 3)
+        for number in range(5):
+            before = len(order)
+            name = f"one {number}"
+            callers.submit(hold_in_turn, turns, order, name, 1, "interactive").result()
+            # The one that was inside, and the one that might have been handed its place by then.
+            assert order.index(name) - before <= 2
+        many.result()
+    assert order.count("many") == 60
+
+
+def test_bulk_pictures_wait_for_interactive_ones_and_not_for_ever() -> None:
+    turns, order = Turns(1), list[str]()
+    with ThreadPoolExecutor(30) as callers, turns:
+        asked = [callers.submit(hold_in_turn, turns, order, "bulk", 1, "bulk")]
+        wait_for(lambda: len(turns._waiting["bulk"]) == 1)
+        asked += [
+            callers.submit(hold_in_turn, turns, order, "interactive", 1, "interactive")
+            for _ in range(2 * BULK_TURN)
+        ]
+        wait_for(lambda: len(turns._waiting["interactive"]) == 2 * BULK_TURN)
+    for call in asked:
+        call.result()
+    assert order.index("bulk") == BULK_TURN - 1
+    assert len(order) == 2 * BULK_TURN + 1
+    assert turns._free == 1
+
+
+class Counted:
     """A place for decoding that counts how often it is taken."""
 
     def __init__(self) -> None:
@@ -123,7 +166,7 @@ class Turns:
 def test_others_are_let_in_between_the_pictures_of_a_request(
     make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns, runtime = Turns(), make_runtime()
+    turns, runtime = Counted(), make_runtime()
     runtime = replace(runtime, models=replace(runtime.models, decoding=turns))
 
     def decode(data: bytes, limits: ImageLimits) -> Image:
