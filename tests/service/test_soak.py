@@ -44,9 +44,9 @@ def test_a_figure_that_goes_on_rising_is_growth_and_one_that_has_risen_is_not() 
     assert not growth(rising[::-1].tolist()).exceeds(0)
 
 
-def test_a_server_error_and_a_run_without_writes_are_faults() -> None:
+def test_what_should_have_been_answered_otherwise_and_a_run_without_writes_are_faults() -> None:
     count = Count()
-    count.statuses.update(["classify 200", "similar 503"])
-    assert faults_of(count) == ["similar 503", "no lesion was added"]
+    count.statuses.update(["classify 200", "similar 503", "risk 422", "risk 422", "field 422"])
+    assert faults_of(count) == ["similar 503, 1 times", "risk 422, 2 times", "no lesion was added"]
     count.statuses.update(["write 201"])
-    assert faults_of(count) == ["similar 503"]
+    assert faults_of(count) == ["similar 503, 1 times", "risk 422, 2 times"]
