@@ -16,8 +16,12 @@ from bundle.manifest import BASE_TOLERANCE, Manifest
 from bundle.store import Bundle
 
 OUTPUT = "output"
+# Of the image encoder's answers and the golden ones. What a variant of low precision may differ by
+# is as large as the answers themselves may be small: it is their direction that is searched for.
+LEAST_COSINE = 0.8
 TOLERANCE = BASE_TOLERANCE
 
+FloatArray = npt.NDArray[np.float32]
 Case = dict[str, npt.NDArray[Any]]
 
 
@@ -84,7 +88,20 @@ def check_golden(bundle: Bundle, encoders: OnnxEncoders) -> dict[str, float]:
                 f"{graph} differs from its golden answer by {differences[graph]:.2e}, more than "
                 f"{tolerance:.0e}: this runtime must not serve this bundle"
             )
+        if graph == IMAGE_ENCODER and (least := _least_cosine(answer, expected)) < LEAST_COSINE:
+            raise ParityError(
+                f"{graph} points elsewhere than its golden answer (cosine {least:.2f}, less than "
+                f"{LEAST_COSINE:g}): this runtime must not serve this bundle"
+            )
     return differences
+
+
+def _least_cosine(answer: FloatArray, expected: FloatArray) -> float:
+    """Return the least cosine of two rows; 0 where only the answer has no direction."""
+    own, golden = np.linalg.norm(answer, axis=1), np.linalg.norm(expected, axis=1)
+    cosines = np.where(golden > 0, 0.0, 1.0)
+    np.divide((answer * expected).sum(1), own * golden, cosines, where=own * golden > 0)
+    return float(cosines.min())
 
 
 def _widths(manifest: Manifest) -> dict[str, int]:

@@ -31,7 +31,7 @@ from bundle.store import Bundle
 from export.graphs import Graph
 from export.held_out import HeldOut, accuracy_costs, agreement
 from export.parity import check_cases, graph_cases
-from training.features import embed_rows
+from training.features import FloatArray, embed_rows
 from training.progress import StageReport
 
 # The bare rungs; OpenVINO makes bfloat16 of the fp32 graph itself.
@@ -49,6 +49,8 @@ MIN_IMAGES = 100
 MIN_COSINE = 0.9
 LEAST_GAIN = {1: 1.2, 8: 1.6}
 ROUNDS = 7
+# Of a turn; a multiple of every batch.
+PICTURES = 16
 # Another processor's kernels sum in another order, at low precision more visibly.
 HEADROOM = 3.0
 
@@ -153,6 +155,9 @@ def measure_speeds(
 ) -> dict[str, tuple[Speed, ...]]:
     """Return each one's images a second by batch; they take turns, so that a slow moment is all's.
 
+    A turn is as many pictures at every batch, and comes after one that is not timed: threads of the
+    one before may still turn for a while, and those of this one wake.
+
     Args:
         encoders: by name.
         size_px: side of the pictures.
@@ -163,20 +168,26 @@ def measure_speeds(
         for batch in LEAST_GAIN:
             pixels = random.standard_normal((batch, 3, size_px, size_px), np.float32)
             for name, each in encoders.items():
-                # Once without being timed: threads of the one before may still turn for a while.
-                each.embed_images(pixels)
-                started = time.perf_counter()
-                each.embed_images(pixels)
+                _turn(each, pixels)
+                seconds = _turn(each, pixels)
                 # The first round warms up.
                 if number:
-                    took.setdefault((name, batch), []).append(time.perf_counter() - started)
+                    took.setdefault((name, batch), []).append(seconds)
     return {
         name: tuple(
-            Speed(batch=batch, images_per_second=batch / float(np.median(took[name, batch])))
+            Speed(batch=batch, images_per_second=PICTURES / float(np.median(took[name, batch])))
             for batch in LEAST_GAIN
         )
         for name in encoders
     }
+
+
+def _turn(encoders: OnnxEncoders, pixels: FloatArray) -> float:
+    """Return the seconds that `PICTURES` pictures take in batches of these."""
+    started = time.perf_counter()
+    for _ in range(PICTURES // len(pixels)):
+        encoders.embed_images(pixels)
+    return time.perf_counter() - started
 
 
 def choose(variants: Mapping[str, Variant]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from bundle.arrays import write_arrays
 from bundle.calibration import CONDITIONS
-from bundle.encoder import GRAPHS, OnnxEncoders
+from bundle.encoder import GRAPHS, IMAGE_ENCODER, OnnxEncoders
 from bundle.errors import CorruptBundle, InferenceError, ParityError
 from bundle.golden import OUTPUT, TOLERANCE, Case, check_golden, read_golden, write_golden
 from bundle.store import Bundle
@@ -110,6 +110,26 @@ def test_a_difference_is_relative_to_an_answer_of_more_than_1(
     assert within["classifier"] == pytest.approx(0.001, rel=1e-3)
     with pytest.raises(ParityError):
         check_golden(bundle, Drifting(bundle, 0.3))
+
+
+@pytest.mark.parametrize("way", ["nothing", "backwards"])
+def test_a_wide_tolerance_lets_no_other_direction_pass(
+    pristine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """As a variant of low precision may have it."""
+    encoders = OnnxEncoders(pristine_bundle)
+    run = encoders.run
+
+    def answer(graph: str, inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        said = run(graph, inputs)
+        return said * np.float32(0 if way == "nothing" else -1) if graph == IMAGE_ENCODER else said
+
+    wide = encoders.variant.model_copy(update={"tolerance": 10.0})
+    monkeypatch.setattr(encoders, "variant", wide)
+    check_golden(pristine_bundle, encoders)
+    monkeypatch.setattr(encoders, "run", answer)
+    with pytest.raises(ParityError, match="points elsewhere"):
+        check_golden(pristine_bundle, encoders)
 
 
 def test_an_answer_of_another_shape_is_refused_even_where_it_would_broadcast(

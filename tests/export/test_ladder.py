@@ -19,7 +19,7 @@ from bundle.manifest import AccuracyCost, Agreement, Speed, Variant
 from bundle.store import Bundle, open_bundle
 from cohort.cohort import Cohort
 from export.held_out import accuracy_costs, agreement, held_out
-from export.ladder import choose, measure_speeds, write_int8
+from export.ladder import PICTURES, choose, measure_speeds, write_int8
 from export.pack import export_run
 from tests.export.conftest import Exported
 from training.data import Squares
@@ -262,12 +262,13 @@ def test_speeds_are_taken_in_turns_and_the_first_round_is_left_out(
         """Takes so many seconds an image by its own clock, ten times that in the first round."""
 
         def __init__(self, seconds: float) -> None:
-            self.seconds, self.calls = seconds, 0
+            self.seconds, self.pictures = seconds, 0
 
         def embed_images(self, pixels: FloatArray) -> None:
             turns.append(self.seconds)
-            now[0] += self.seconds * len(pixels) * (10 if self.calls < 4 else 1)
-            self.calls += 1
+            self.pictures += len(pixels)
+            # A turn that is not timed and one that is, at each of two batches.
+            now[0] += self.seconds * len(pixels) * (10 if self.pictures <= 4 * PICTURES else 1)
 
     now, turns = [0.0], list[float]()
     monkeypatch.setattr("export.ladder.time.perf_counter", lambda: now[0])
@@ -277,5 +278,7 @@ def test_speeds_are_taken_in_turns_and_the_first_round_is_left_out(
         Speed(batch=8, images_per_second=2),
     )
     assert [speed.images_per_second for speed in speeds["b"]] == [0.5, 0.5]
-    # Each once without being timed, and once for the clock.
-    assert turns[:8] == [0.5, 0.5, 2.0, 2.0, 0.5, 0.5, 2.0, 2.0]
+    # Each as many pictures without being timed as for the clock, then the other.
+    one_by_one, by_eight = 2 * PICTURES, 2 * PICTURES // 8
+    expected = [0.5] * one_by_one + [2.0] * one_by_one + [0.5] * by_eight + [2.0] * by_eight
+    assert turns[: len(expected)] == expected
