@@ -149,9 +149,9 @@ def test_ten_thousand_images_are_refused_soon_and_not_kept(client: TestClient) -
 def test_as_many_images_as_allowed_are_answered_and_one_more_is_refused(
     client: TestClient, path: str, most: int
 ) -> None:
-    image = draw_image(RED)
-    assert ask(client, path, *[image] * most).status_code == 200
-    assert_error(ask(client, path, *[image] * (most + 1)), 413, "request_too_large", str(most))
+    images = [draw_image(RED, seed=number) for number in range(most + 1)]
+    assert ask(client, path, *images[:most]).status_code == 200
+    assert_error(ask(client, path, *images), 413, "request_too_large", str(most))
 
 
 def test_a_large_file_is_refused(small: TestClient) -> None:
