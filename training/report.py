@@ -307,13 +307,14 @@ def _study(study: Metrics, mark: str | None) -> Iterator[str]:
         "What is served (extrapolated: neighbours' metadata at the weight that calibration fitted, "
         f"{study['weight']:.1f}), and metadata taken as if given: of neighbours, of another "
         "image's neighbours (shuffled), and drawn field by field from the catalogue (marginal); "
-        "all calibrated as extrapolated, differences paired."
+        "these three calibrated as given, differences paired."
     )
     columns = ("balanced_accuracy", "macro_auroc")
     header = [
         "",
         *(TITLES[k] for k in columns),
         *(f"{TITLES[k]} minus image's" for k in columns),
+        *(f"{TITLES[k]} minus neighbours'" for k in columns),
         TITLES["expected_calibration_error"],
         "right made wrong",
         "wrong made right",
@@ -323,6 +324,7 @@ def _study(study: Metrics, mark: str | None) -> Iterator[str]:
             name,
             *(show(f[k]) for k in columns),
             *(show(f["minus_image"][k]) for k in columns),
+            *(show(f["minus_neighbours"][k]) for k in columns),
             show(f["expected_calibration_error"]),
             show(f.get("harmed")),
             show(f.get("helped")),
