@@ -2,9 +2,12 @@
 
 import numpy as np
 
-from bundle.fields import Field, Record
+from bundle.calibration import Extrapolation
+from bundle.fields import Field, FieldSchema, Record
+from tests.fakes import IMAGE_INPUT, LABELS, MALIGNANT, FakeEncoders, make_calibration
 from training.conditions import Answers
-from training.extrapolation_study import guess_accuracy, marginal, shuffled
+from training.extrapolation_study import believing, guess_accuracy, marginal, shuffled
+from training.fitted import FittedModel
 from training.harm import worst_harms
 from training.scores import Raw, find_truth
 
@@ -39,6 +42,30 @@ def test_the_commonest_value_is_what_neighbours_must_beat() -> None:
     assert guess_accuracy([SITE, AGE], given, known) == {"site": 0.5, "age": 0.5}
     assert guess_accuracy([SITE], given, [{}]) == {"site": None}
     assert guess_accuracy([SITE], [{}], known) == {"site": None}
+
+
+def test_guesses_that_are_believed_are_calibrated_as_given_records_are() -> None:
+    """The calibration of guesses was fitted to answers at their fitted weight, often 0."""
+    calibration = make_calibration(extrapolation=Extrapolation(weight=0.0))
+    conditions = dict(calibration.conditions)
+    conditions["given"] = conditions["given"].model_copy(update={"temperature": 2.5})
+    model = FittedModel(
+        kind="run",
+        id="a",
+        variant="fp32",
+        encoders=FakeEncoders(),
+        calibration=calibration.model_copy(update={"conditions": conditions}),
+        novelty=None,
+        schema=FieldSchema(fields=(SITE, AGE)),
+        image_input=IMAGE_INPUT,
+        labels=LABELS,
+        malignant_labels=MALIGNANT,
+        seen=(),
+    )
+    trusting = believing(model).calibration
+    assert trusting.extrapolation.weight == 1
+    assert trusting.conditions == {**conditions, "extrapolated": conditions["given"]}
+    assert model.calibration.conditions["extrapolated"] != conditions["given"]
 
 
 def test_the_worst_harm_comes_first_and_help_is_none() -> None:
