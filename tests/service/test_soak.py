@@ -47,6 +47,12 @@ def test_a_figure_that_goes_on_rising_is_growth_and_one_that_has_risen_is_not() 
 def test_what_should_have_been_answered_otherwise_and_a_run_without_writes_are_faults() -> None:
     count = Count()
     count.statuses.update(["classify 200", "similar 503", "risk 422", "risk 422", "field 422"])
-    assert faults_of(count) == ["similar 503, 1 times", "risk 422, 2 times", "no lesion was added"]
-    count.statuses.update(["write 201"])
+    assert faults_of(count) == [
+        "similar 503, 1 times",
+        "risk 422, 2 times",
+        "0 of 0 lesions were added",
+    ]
+    count.statuses.update(["write 201", "write 422"])
+    assert faults_of(count)[2:] == ["1 of 2 lesions were added"]
+    count.statuses.update(["write 201"] * 8)
     assert faults_of(count) == ["similar 503, 1 times", "risk 422, 2 times"]
