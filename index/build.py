@@ -35,7 +35,7 @@ from index.lesions import CatalogueLesion, FloatArray
 from index.live import directions
 from index.pipeline import in_order
 from index.thumbnails import make_thumbnail
-from index.unfinished import UnreadableImage, discard, unfinished
+from index.unfinished import UnreadableImage, unfinished
 
 # Lesions added in one transaction, at least, but for the last.
 TRANSACTION_LESIONS = 256
@@ -134,7 +134,7 @@ def build_catalogue(
                 report.index = catalogue.choose_index(factory=factory, recall=recall)
                 catalogue.save()
         if report.lesions == 0:
-            discard(out)
+            stage.discard()
             raise CatalogueError(
                 f"expected images that can be decoded, got {len(report.unreadable)} that cannot: "
                 f"{report.unreadable[0].reason}"

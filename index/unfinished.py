@@ -53,6 +53,10 @@ class Unfinished:
             file.flush()
             os.fsync(file.fileno())
 
+    def discard(self) -> None:
+        """Remove what was begun."""
+        shutil.rmtree(self._folder)
+
     def note(self, refused: Sequence[UnreadableImage]) -> None:
         """Keep what was refused, before the lesions that were read beside it are committed."""
         if refused:
@@ -99,7 +103,8 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
         CatalogueError: another process is at it, or what was begun is of another run.
     """
     check_free(out)
-    folder = partial_folder(out)
+    named = out.absolute()
+    folder = named.with_name(f"{named.name}{PARTIAL}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / RUN).open("a+", encoding="utf-8", errors="replace") as file:
         try:
@@ -127,14 +132,3 @@ def unfinished(out: Path, run: Mapping[str, Any]) -> Iterator[Unfinished]:
             out.rmdir()
         (folder / CATALOGUE).rename(out)
         shutil.rmtree(folder)
-
-
-def discard(out: Path) -> None:
-    """Remove what was begun."""
-    shutil.rmtree(partial_folder(out))
-
-
-def partial_folder(out: Path) -> Path:
-    """Return where a catalogue is made that will lie at `out`."""
-    named = out.absolute()
-    return named.with_name(f"{named.name}{PARTIAL}")

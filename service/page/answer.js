@@ -1,5 +1,5 @@
 // Parts of an answer that both panels show.
-import { chip, el, percent, plain, spaced, words } from "./dom.js";
+import { chip, el, fieldWords, measured, percent, plain, spaced, words } from "./dom.js";
 
 const REASONS = {
   too_small: "the image is too small",
@@ -21,6 +21,13 @@ const REASONS = {
   from_catalogue: "from this patient's lesions in the catalogue",
 };
 export const reason = (code) => REASONS[code] ?? words(code);
+
+// An answer stands only beside what it was made from: whatever changes takes it away.
+export function clearAnswer(form, results, empty, images) {
+  results.replaceChildren(empty);
+  results.classList.remove("busy");
+  form.querySelector(".primary").disabled = !images.length;
+}
 
 export function problemNotice(problem) {
   return el("div", { class: "notice bad", role: "alert" },
@@ -73,8 +80,8 @@ function ground(entry) {
 
 export function metadataTable(metadata, units) {
   const rows = Object.entries(metadata).map(([name, entry]) => el("tr", {},
-    el("td", {}, words(name.replace(/_(mm|years)$/, ""))),
-    el("td", {}, entry.value === null ? "—" : `${plain(entry.value)}${units[name] ? ` ${units[name]}` : ""}`),
+    el("td", {}, fieldWords(name)),
+    el("td", {}, entry.value === null ? "—" : measured(entry.value, units[name])),
     el("td", {}, chip(SOURCES[entry.source], entry.source), el("small", {}, ground(entry)))));
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, ["Field", "Value", "Where it is from"].map((text) => el("th", { scope: "col" }, text)))),

@@ -33,6 +33,11 @@ export const plain = (value) => {
   return typeof value === "number" ? String(Math.round(value * 10) / 10) : value;
 };
 
+// A field's name, whose unit stands beside the value.
+export const fieldWords = (name) => words(name.replace(/_(mm|years)$/, ""));
+
+export const measured = (value, unit) => `${plain(value)}${unit ? ` ${unit}` : ""}`;
+
 // The width is set on the element, not in a style attribute, which the page's policy forbids.
 export function track(share, { malignant = false, mini = false } = {}) {
   const fill = el("div", { class: malignant ? "fill malignant" : "fill" });

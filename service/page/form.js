@@ -1,5 +1,5 @@
 // The metadata form, made from /fields; an input that was not touched is not sent.
-import { el, words } from "./dom.js";
+import { el, fieldWords, words } from "./dom.js";
 
 let made = 0;
 
@@ -31,7 +31,7 @@ export function fieldRow(field) {
   const id = `field-${++made}`;
   const name = el(field.kind === "boolean" ? "span" : "label",
     { class: "field-name", for: field.kind === "boolean" ? null : id, title: field.description || null },
-    words(field.name.replace(/_(mm|years)$/, "")), bounds(field));
+    fieldWords(field.name), bounds(field));
   return el("div", { class: "field", "data-row": field.name }, name, control(field, id));
 }
 

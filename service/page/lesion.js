@@ -1,7 +1,7 @@
 // The panel for one lesion: /classify and /similar.
 import { fetchUrl, get, post } from "./api.js";
-import { label, leftOut, metadataTable, otherModel, prevalence, problemNotice, qualityNotice, trace, warningsNotice } from "./answer.js";
-import { chip, el, percent, plain, spaced, track } from "./dom.js";
+import { clearAnswer, label, leftOut, metadataTable, otherModel, prevalence, problemNotice, qualityNotice, trace, warningsNotice } from "./answer.js";
+import { chip, el, measured, percent, spaced, track } from "./dom.js";
 import { clearMarks, fieldset, markField, readRecord } from "./form.js";
 import { addImages, dropzone, shot } from "./images.js";
 
@@ -15,12 +15,9 @@ export function startLesion(panel, site) {
   const previews = el("ul", { class: "previews", "aria-label": "Chosen images" });
   let asked = 0;
 
-  // An answer stands only beside what it was made from: whatever changes takes it away.
   const forget = () => {
     asked += 1;
-    results.replaceChildren(empty);
-    results.classList.remove("busy");
-    form.querySelector(".primary").disabled = !images.length;
+    clearAnswer(form, results, empty, images);
   };
   const showImages = () => {
     forget();
@@ -129,7 +126,7 @@ function thumbnail(hit) {
 // By what the catalogue knows of the lesion: its labels need not be the model's.
 function showHit(hit, site) {
   const known = Object.entries(hit.record).filter(([, value]) => value !== null)
-    .map(([name, value]) => `${typeof value === "boolean" ? `${spaced(name)}: ` : ""}${plain(value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
+    .map(([name, value]) => `${typeof value === "boolean" ? `${spaced(name)}: ` : ""}${measured(value, site.units[name])}`);
   const picture = hit.thumbnail_url
     ? thumbnail(hit)
     : el("div", { class: "none" }, "no picture");

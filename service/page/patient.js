@@ -1,7 +1,7 @@
 // The panel for a patient's lesions: /risk.
 import { post } from "./api.js";
-import { label, leftOut, otherModel, prevalence, problemNotice, reason, trace, warningsNotice } from "./answer.js";
-import { chip, el, percent, plain, track, words } from "./dom.js";
+import { clearAnswer, label, leftOut, otherModel, prevalence, problemNotice, reason, trace, warningsNotice } from "./answer.js";
+import { chip, el, fieldWords, measured, percent, track } from "./dom.js";
 import { clearMarks, fieldRow, fieldset, markField, readRecord } from "./form.js";
 import { addImages, dropzone, shot } from "./images.js";
 
@@ -14,12 +14,9 @@ export function startPatient(panel, site) {
   let asked = 0;
   let named = 0;
 
-  // An answer stands only beside what it was made from: whatever changes takes it away.
   const forget = () => {
     asked += 1;
-    results.replaceChildren(empty);
-    results.classList.remove("busy");
-    form.querySelector(".primary").disabled = !images.length;
+    clearAnswer(form, results, empty, images);
   };
   const changed = () => {
     forget();
@@ -137,7 +134,7 @@ function oddness({ score, basis }) {
 // What was not given and similar lesions say.
 function guesses(metadata, site) {
   const said = Object.entries(metadata).filter(([, entry]) => entry.source === "extrapolated")
-    .map(([name, entry]) => `${words(name.replace(/_(mm|years)$/, ""))} ${plain(entry.value)}${site.units[name] ? ` ${site.units[name]}` : ""}`);
+    .map(([name, entry]) => `${fieldWords(name)} ${measured(entry.value, site.units[name])}`);
   return said.length ? el("small", {}, `guessed: ${said.join(", ")}`) : null;
 }
 

@@ -301,29 +301,27 @@ def test_a_provider_that_hangs_holds_up_nobody_who_has_a_key(
         assert {call.result().status_code for call in asked} == {503}
 
 
-def test_strangers_that_make_the_service_ask_the_provider_are_limited(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def away(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a site whose identity provider does not answer."""
+
     def fail(self: object) -> None:
         raise PyJWKClientConnectionError("refused")
 
     monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
-    changed = {"oidc_jwks": f"{ISSUER}/keys", "ledger": tmp_path, "failed_auth_per_minute": 2}
-    with TestClient(create_app(settings.model_copy(update=changed))) as client:
+    return settings.model_copy(update={"oidc_jwks": f"{ISSUER}/keys", "ledger": tmp_path})
+
+
+def test_strangers_that_make_the_service_ask_the_provider_are_limited(away: Settings) -> None:
+    limited = away.model_copy(update={"failed_auth_per_minute": 2})
+    with TestClient(create_app(limited)) as client:
         token = {"Authorization": f"Bearer {sign()}"}
         statuses = [client.get("/model", headers=token).status_code for _ in range(3)]
         assert statuses == [503, 503, 429]
         assert client.get("/livez", headers=token).status_code == 200
 
 
-def test_callers_that_nobody_can_name_do_not_fill_the_audit(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: object) -> None:
-        raise PyJWKClientConnectionError("refused")
-
-    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
-    away = settings.model_copy(update={"oidc_jwks": f"{ISSUER}/keys", "ledger": tmp_path})
+def test_callers_that_nobody_can_name_do_not_fill_the_audit(away: Settings, tmp_path: Path) -> None:
     with TestClient(create_app(away)) as client:
         answer = client.get("/lesions", headers={"Authorization": f"Bearer {sign()}"})
         assert_error(answer, 503, "identity_unavailable")
