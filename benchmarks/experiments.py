@@ -1,6 +1,7 @@
 """The matrix of pre-training objectives on the synthetic cohort: a queue that can be interrupted.
 
     python -m benchmarks.experiments run FOLDER [--seeds 5] [--only nested lesion ...]
+        [--size-px 32 --patch-px 8]
     python -m benchmarks.experiments report FOLDER
 
 `run` makes the cohort once and then, seed by seed, one folder a cell: the pre-trained run and its
@@ -63,10 +64,19 @@ class Variant:
     objective: tuple[tuple[str, object], ...] = ()
     trained: bool = True
 
-    def config(self, seed: int) -> Config:
+    def config(self, seed: int, size_px: int | None, patch_px: int | None) -> Config:
+        """Return its file's configuration, images at another size where one is given."""
         config = read_config(CONFIGS / f"{self.file}.toml")
-        objective = config.objective.model_copy(update=dict(self.objective))
-        return config.model_copy(update={"seed": seed, "objective": objective})
+        sizes = {"size_px": size_px, "resize_px": size_px, "patch_px": patch_px}
+        return Config.model_validate(
+            {
+                **config.model_dump(),
+                "seed": seed,
+                "image": config.image.model_dump()
+                | {name: size for name, size in sizes.items() if size is not None},
+                "objective": config.objective.model_dump() | dict(self.objective),
+            }
+        )
 
 
 VARIANTS = (
@@ -221,18 +231,17 @@ def may_resume(run: Path) -> bool:
     return False
 
 
-def run_cell(variant: Variant, seed: int, cohort: Cohort, out: Path) -> None:
+def run_cell(variant: Variant, config: Config, cohort: Cohort, out: Path) -> None:
     """Pre-train one cell and leave its answers; nothing is done where they are."""
     if (out / ANSWERS).exists():
         return
-    config = variant.config(seed)
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
     if variant.trained:
         if not (out / "run.json").exists():
             pretrain(cohort, config, out, resume=may_resume(out), report=say)
         towers, schema = load_towers(out), read_info(out).record_schema
     else:
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         out.mkdir(parents=True, exist_ok=True)
         schema = fit_schema(cohort.schema, rows.take(rows.split == "train"))
         towers = Slimp(config, schema)
@@ -357,6 +366,8 @@ def main() -> None:
     parser.add_argument("task", choices=["run", "report"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--size-px", type=int, help="side of the images, else the files'")
+    parser.add_argument("--patch-px", type=int, help="side of a patch, else the files'")
     parser.add_argument("--only", nargs="+", default=[v.name for v in VARIANTS])
     options = parser.parse_args()
     if unknown := set(options.only) - {v.name for v in VARIANTS}:
@@ -369,7 +380,8 @@ def main() -> None:
         for variant in VARIANTS:
             if variant.name in options.only:
                 print(f"{variant.name}, seed {seed}", flush=True)
-                run_cell(variant, seed, cohort, options.folder / variant.name / str(seed))
+                config = variant.config(seed, options.size_px, options.patch_px)
+                run_cell(variant, config, cohort, options.folder / variant.name / str(seed))
 
 
 if __name__ == "__main__":

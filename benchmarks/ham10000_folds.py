@@ -5,9 +5,10 @@
 
 Folds are scikit-learn's StratifiedGroupKFold(5, shuffle, seed 0) by lesion. The untouched
 checkpoint is its class token after block 8 at 224 px. Against it stand the same features in the
-metric of the lesion (`training/whitening.py`, fitted on the other four folds without labels) and,
-with --pretrain, an encoder pre-trained on them as `configs/experiments/ham10000_images.toml` says,
-images alone, and frozen, with and without that metric. All are asked by
+metric of the lesion (`training/whitening.py`, fitted on the other four folds without labels), in
+the one that these folds choose without labels among it and others (`choose_metric`) and, with
+--pretrain, an encoder pre-trained on them as `configs/experiments/ham10000_images.toml` says,
+images alone, and frozen, with and without those metrics. All are asked by
 `training/representation.py`: linear probe, 10 nearest neighbours, retrieval, few labels. `run`
 leaves one file a fold and goes on where it was cut off; `report` prints the mean over the folds,
 with intervals by resampling the lesions of each, and paired differences from the untouched
@@ -15,12 +16,14 @@ checkpoint.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.covariance import ledoit_wolf
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from benchmarks.frozen_anchor import frozen_features
 from bundle.images import standardise
@@ -35,12 +38,13 @@ from training.resampling import estimate
 from training.run import load_towers
 from training.task import Side, Task
 from training.trainer import last_checkpoint, pretrain
-from training.whitening import fit_whitening
+from training.whitening import Whitening, even_out, fit_whitening, spread_within
 
 FloatArray = npt.NDArray[np.float32]
 CONFIG = Path(__file__).parents[1] / "configs" / "experiments" / "ham10000_images.toml"
 FOLDS = 5
 UNTOUCHED = "untouched"
+POWERS = (0.25, 0.5, 0.75, 1.0)
 
 
 def fold_splits(rows: Rows, fold: int) -> dict[str, Split]:
@@ -87,14 +91,65 @@ def run_fold(fold: int, cohort: Cohort, config: Config | None, rows: Rows, out: 
     draws = {"images": np.array(len(test))}
     for name, features in encoders.items():
         known, asked = (features[chosen.split == side] for side in ("train", "test"))
-        metric = fit_whitening(known, train.lesion_id)
-        both = {name: (known, asked), f"{name}, metric": (metric.apply(known), metric.apply(asked))}
-        for shown, (reference, query) in both.items():
-            found = evaluate_representation(reference, query, task)
+        worth = choose_metric(known, train.lesion_id)
+        best = max(worth, key=lambda each: worth[each])
+        print(f"  {name}: {best} is chosen; " + ", ".join(f"{k} {v:.3f}" for k, v in worth.items()))
+        metrics = {
+            name: Whitening.none(known.shape[1]),
+            f"{name}, metric": fit_whitening(known, train.lesion_id),
+            f"{name}, chosen metric": candidates(known, train.lesion_id)[best],
+        }
+        for shown, metric in metrics.items():
+            found = evaluate_representation(metric.apply(known), metric.apply(asked), task)
             draws |= {f"{shown}: {figure}": values for figure, values in found.draws.items()}
     partial = out / "fold.partial.npz"
     np.savez(partial, allow_pickle=False, **draws)
     partial.replace(file)
+
+
+def candidates(features: FloatArray, lesion: Sequence[str]) -> dict[str, Whitening]:
+    """Return the maps to choose from: which spread is evened out, and how far."""
+    spreads = {
+        "all pictures": ledoit_wolf(features - features.mean(0))[0],
+        "pictures of one lesion": spread_within(features, lesion),
+    }
+    made = {"none": Whitening.none(features.shape[1], features.mean(0))}
+    for name, spread in spreads.items():
+        for power in POWERS:
+            made[f"{name}, {power:g}"] = even_out(features, spread, power)
+    return made
+
+
+def choose_metric(features: FloatArray, lesion: Sequence[str]) -> dict[str, float]:
+    """Return each candidate's worth: how soon another picture of the same lesion is found.
+
+    Mean reciprocal rank by cosine among the pictures of lesions that the map was not fitted on,
+    over two halves of the lesions. No label is read.
+
+    Args:
+        features: (N, D) float32.
+        lesion: N lesion ids.
+    """
+    lesion = np.array(lesion)
+    worth: dict[str, list[float]] = {}
+    for known, asked in GroupKFold(2).split(features, groups=lesion):
+        for name, metric in candidates(features[known], lesion[known]).items():
+            worth.setdefault(name, []).append(
+                same_lesion_rank(metric.apply(features[asked]), lesion[asked])
+            )
+    return {name: float(np.mean(halves)) for name, halves in worth.items()}
+
+
+def same_lesion_rank(features: FloatArray, lesion: npt.NDArray[np.str_]) -> float:
+    """Return the mean of 1 / rank of the nearest other picture of a picture's own lesion."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    same = lesion[:, None] == lesion[None]
+    np.fill_diagonal(same, False)
+    best = np.where(same, cosines, -np.inf).max(1, keepdims=True)
+    ranks = 1 + (cosines > best).sum(1)
+    return float((1 / ranks[same.any(1)]).mean())
 
 
 def say(step: int, total: int, metrics: dict[str, float]) -> None:

@@ -41,15 +41,27 @@ class Whitening:
 def fit_whitening(features: FloatArray, lesion: Sequence[str]) -> Whitening:
     """Return the map; with no lesion of several pictures it centres alone.
 
-    The spread within lesions is shrunk towards a round one as far as the number of pictures asks
-    for (Ledoit and Wolf, 2004), and the map keeps the features' mean variance.
+    Args:
+        features: (N, D) float32.
+        lesion: N lesion ids.
+    """
+    spread = spread_within(features, lesion)
+    if spread is None:
+        return Whitening.none(features.shape[1], features.mean(0, dtype=np.float64).astype("f4"))
+    return even_out(features, spread)
+
+
+def spread_within(features: FloatArray, lesion: Sequence[str]) -> npt.NDArray[np.float64] | None:
+    """Return the (D, D) covariance between pictures of one lesion, None where none has several.
+
+    It is shrunk towards a round one as far as the number of pictures asks for (Ledoit and Wolf,
+    2004).
 
     Args:
         features: (N, D) float32.
         lesion: N lesion ids.
     """
-    centre = features.mean(0, dtype=np.float64)
-    values = features - centre
+    values = features - features.mean(0, dtype=np.float64)
     _, number, count = np.unique(
         np.array(lesion, dtype=str), return_inverse=True, return_counts=True
     )
@@ -60,9 +72,25 @@ def fit_whitening(features: FloatArray, lesion: Sequence[str]) -> Whitening:
     freedom = np.sqrt(count / np.maximum(count - 1, 1))[number][:, None]
     within = ((values - (sums / count[:, None])[number]) * freedom)[several]
     if not within.any():
-        return Whitening.none(values.shape[1], centre.astype(np.float32))
-    spread, _ = ledoit_wolf(within, assume_centered=True)
+        return None
+    spread: npt.NDArray[np.float64] = ledoit_wolf(within, assume_centered=True)[0]
+    return spread
+
+
+def even_out(
+    features: FloatArray, spread: npt.NDArray[np.float64], power: float = 1.0
+) -> Whitening:
+    """Return the map in which a spread is the same in all directions, or nearer to it.
+
+    Args:
+        features: (N, D) float32, whose mean is the centre and whose mean variance the map keeps.
+        spread: (D, D), positive semidefinite.
+        power: 1 makes the spread round, 0 leaves it.
+    """
+    centre = features.mean(0, dtype=np.float64)
+    values = features - centre
     variance, axes = np.linalg.eigh(spread)
-    basis = (axes / np.sqrt(np.maximum(variance, 1e-6 * variance.max()))) @ axes.T
+    variance = np.maximum(variance, 1e-6 * variance.max())
+    basis = (axes / variance ** (power / 2)) @ axes.T
     basis *= np.sqrt((values**2).mean() / ((values @ basis) ** 2).mean())
     return Whitening(centre.astype(np.float32), basis.astype(np.float32))

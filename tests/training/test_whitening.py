@@ -8,7 +8,7 @@ import torch
 from training.config import ImageSettings
 from training.heads import Classifier
 from training.image_encoder import build_image_encoder
-from training.whitening import Whitening, fit_whitening
+from training.whitening import Whitening, even_out, fit_whitening, spread_within
 
 FloatArray = npt.NDArray[np.float32]
 WIDTH = 8
@@ -105,3 +105,18 @@ def test_a_tower_gives_its_features_in_the_metric() -> None:
         whitening = fit_whitening(raw, ["a", "a", "b", "b", "c"])
         tower.use(whitening)
         np.testing.assert_allclose(tower(pixels).numpy(), whitening.apply(raw), atol=1e-4)
+
+
+def test_a_power_between_evens_a_part_of_the_spread_out() -> None:
+    features, lesion = photographs()
+    spread = spread_within(features, lesion)
+    assert spread is not None
+    ratios = []
+    for power in (0, 0.5, 1):
+        basis = even_out(features, spread, power).basis.astype(np.float64)
+        left = np.linalg.eigvalsh(basis.T @ spread @ basis)
+        ratios.append(left[-1] / left[0])
+    original = np.linalg.eigvalsh(spread)
+    assert ratios == pytest.approx(
+        [original[-1] / original[0], (original[-1] / original[0]) ** 0.5, 1], rel=1e-3
+    )
