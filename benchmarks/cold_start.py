@@ -7,10 +7,12 @@
 (`benchmarks.retrieval_vectors`), a record of random values each, four lesions a patient. `time`
 starts the service on it, several times: seconds from the process to ready, those of loading and
 checking (`slimp_load_seconds`: bundle, golden vectors, batching, catalogue), so that the rest is
-the interpreter and the imports; and where its memory lies.
+the interpreter and the imports; where its memory lies; and after the last start where it lies once
+one lesion was added, and how long that took.
 """
 
 import argparse
+import io
 import re
 import sys
 import tempfile
@@ -19,9 +21,12 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from benchmarks.memory import memory_mib
 from benchmarks.retrieval_vectors import CHUNK, DIM, Generator
-from benchmarks.serving import started
+from benchmarks.serving import Server, started
+from benchmarks.serving_load import Connection, request_of
 from bundle.fields import FieldSchema, Record, Value
 from bundle.store import open_bundle
 from index.catalogue import Catalogue, CatalogueLesion
@@ -81,21 +86,10 @@ def make(options: argparse.Namespace) -> None:
         catalogue.save()
 
 
-def memory_mib(pid: int) -> dict[str, float]:
-    """Return a process's resident memory: its own, and of files (those are the page cache's)."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = {name: int(kib) / 1024 for name, kib in re.findall(r"(\w+):\s+(\d+) kB", text)}
-    return {
-        "resident": found["Rss"],
-        "own": found["Anonymous"],
-        "of files": found["Rss"] - found["Anonymous"],
-    }
-
-
 def time_starts(options: argparse.Namespace) -> None:
-    print("| seconds to ready | of them loading | resident MiB | own | of files |")
-    print("| --- | --- | --- | --- | --- |")
-    for _ in range(options.starts):
+    print("| | seconds | of them loading | resident MiB | own | of files |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for start in range(1, options.starts + 1):
         port = free_port()
         command = [sys.executable, "-m", "slimp", "serve"]
         command += [str(options.bundle), str(options.folder)]
@@ -109,9 +103,29 @@ def time_starts(options: argparse.Namespace) -> None:
                 metrics = urllib.request.urlopen(url).read().decode()
                 said = re.search(r"^slimp_load_seconds (\S+)", metrics, re.MULTILINE)
                 loading = 0.0 if said is None else float(said[1])
-                held = memory_mib(server.process.pid)
-        numbers = " | ".join(f"{mib:.0f}" for mib in held.values())
-        print(f"| {ready:.2f} | {loading:.2f} | {numbers} |", flush=True)
+                show(f"start {start}", ready, f"{loading:.2f}", server)
+                if start == options.starts:
+                    show("first lesion added", add_lesion(port), "", server)
+
+
+def show(what: str, seconds: float, loading: str, server: Server) -> None:
+    numbers = " | ".join(f"{mib:.0f}" for mib in memory_mib(server.process.pid).values())
+    print(f"| {what} | {seconds:.2f} | {loading} | {numbers} |", flush=True)
+
+
+def add_lesion(port: int) -> float:
+    """Return the seconds until a picture that nobody sent before is in the catalogue."""
+    pixels = np.random.default_rng().integers(256, size=(300, 300, 3), dtype=np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(pixels).save(picture, "JPEG")
+    request = request_of(picture.getvalue(), f"127.0.0.1:{port}", "/lesions")
+    connection, began = Connection("127.0.0.1", port), time.perf_counter()
+    status = connection.ask(request)
+    taken = time.perf_counter() - began
+    connection.close()
+    if status != 201:
+        raise RuntimeError(f"POST /lesions: expected 201, got {status}")
+    return taken
 
 
 def main() -> None:

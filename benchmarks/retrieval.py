@@ -12,15 +12,19 @@ round, on all cores; hnswlib, usearch and milvus-lite take part where they are i
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
+from benchmarks.memory import memory_mib
 from benchmarks.retrieval_rivals import rivals
 from benchmarks.retrieval_vectors import DIM, FloatArray, Generator, held_out
 from index.approximate import TUNED_K, ApproximateIndex
@@ -194,7 +198,33 @@ def growth(options: argparse.Namespace) -> None:
             "near MB": near_file.stat().st_size / 1e6,
             "effort": measured.effort.__dict__,
         }
+        flat_file = options.folder / f"flat-{size}.faiss"
+        for name, file in (("exact", None), ("near", near_file)):
+            # In a process of its own: what other indexes left behind is not counted.
+            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                held = fresh.submit(resident_mib, flat_file, file, queries[:100]).result()
+            row |= {f"{name} MiB {kind}": mib for kind, mib in held.items()}
         write(options.folder, f"growth-{size}", row)
+
+
+def resident_mib(flat: Path, near: Path | None, queries: FloatArray) -> dict[str, float]:
+    """Return what loading an index and searching it adds to a process: its own memory, of files.
+
+    Args:
+        flat: the exact index's file.
+        near: the approximate one's, with its measurement beside it; None searches the exact one.
+        queries: (N, D) float32, asked one by one.
+    """
+    before = memory_mib(os.getpid())
+    index: VectorIndex = FlatIndex.load(flat)
+    if near is not None:
+        measured = Measured.model_validate_json(near.with_suffix(".json").read_text())
+        assert isinstance(index, FlatIndex)
+        index = ApproximateIndex.load(near, index, measured.effort)
+    for query in queries:
+        index.search(query[None], K)
+    after = memory_mib(os.getpid())
+    return {name: after[name] - before[name] for name in ("own", "of files")}
 
 
 def compressed(options: argparse.Namespace) -> None:

@@ -301,7 +301,8 @@ def table(report: Mapping[str, Any]) -> str:
         found = report[name]
         lines += [
             "",
-            f"{name}: {found['rate']:.1f} requests/s, {found['answered']} answered, median "
+            f"{name}: {found['rate']:.1f} requests/s wanted, {found['sent_per_second']:.1f} sent, "
+            f"{found['answered']} answered, median "
             f"{found['median_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms; {found['refused']} turned "
             f"away{_within(found['refused_p95_ms'])}; statuses {found['statuses']}.",
         ]

@@ -36,6 +36,7 @@ class Outcome:
     def figures(self) -> dict[str, Any]:
         return {
             "per_second": len(self.answered_ms) / self.seconds if self.seconds else 0.0,
+            "sent_per_second": self.statuses.total() / self.seconds if self.seconds else 0.0,
             "answered": len(self.answered_ms),
             "median_ms": percentile(self.answered_ms, 50),
             "p99_ms": percentile(self.answered_ms, 99),
