@@ -291,6 +291,8 @@ def _session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Between runs, threads that wait awake take the processors from decoding and answering.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # A graph may name weight files beside it, which ONNX Runtime seeks in the working directory.
     # Nothing lies below the null device: only weights within the hashed graph can be loaded.
     options.add_session_config_entry(
