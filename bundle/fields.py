@@ -213,6 +213,27 @@ class FieldSchema(BaseModel):
         """
         return _resolve(name, self._by_word())
 
+    def match(self, other: "FieldSchema") -> tuple[dict[str, Field], dict[str, str]]:
+        """Return by name which of another schema's fields are read as which, and why not others.
+
+        A field is found by its name or alias; one in another unit is not read.
+        """
+        read: dict[str, Field] = {}
+        left_out: dict[str, str] = {}
+        for field in other.fields:
+            try:
+                known = self.resolve(field.name)
+            except UnknownField:
+                left_out[field.name] = "the model does not know this field"
+                continue
+            if known.unit != field.unit:
+                left_out[field.name] = f"the model reads it in {known.unit}, it is in {field.unit}"
+            elif known in read.values():
+                left_out[field.name] = f"the model reads {known.name} from another field"
+            else:
+                read[field.name] = known
+        return read, left_out
+
     def _by_word(self) -> dict[str, Field]:
         return {word.casefold(): f for f in self.fields for word in (f.name, *f.aliases)}
 

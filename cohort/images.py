@@ -1,6 +1,6 @@
 """Where a source keeps its image files, and whether bytes look like an image at all.
 
-Only headers are read here; decoding is `bundle/images.py`.
+Decoding is `bundle/images.py`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import h5py
 
 from bundle.errors import CohortError, InvalidImage
-from bundle.images import check_header
+from bundle.images import decode_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -143,15 +143,15 @@ class Hdf5Images:
         return value if isinstance(value, bytes) else bytes(value.tobytes())
 
 
-def header_problem(data: bytes) -> str | None:
-    """Return why the bytes cannot be one still image of an accepted format and size, or None.
+def picture_problem(data: bytes) -> str | None:
+    """Return why the bytes are not one whole still image of an accepted format and size, or None.
 
-    The header is read and nothing is decoded, so a truncated picture passes.
+    The image is decoded: what passes here does not end a training hours later.
     """
     if not data:
         return "the image file is empty"
     try:
-        check_header(data)
+        decode_image(data)
     except InvalidImage as error:
         # What came differs from image to image; without it equal reasons can be counted.
         return str(error).partition(", got")[0]

@@ -30,6 +30,7 @@ OTHER_COLUMNS = ("patient_id", "lesion_id", "diagnostic", "img_id")
 
 # Where the parents' families come from, as the table has it; Pomerania is kept beside Germany.
 BACKGROUNDS = (
+    "Austria",
     "Brazil",
     "Czech",
     "France",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bundle.errors import BundleError, CohortError
 from bundle.store import staged_folder
-from cohort.images import header_problem
+from cohort.images import picture_problem
 from cohort.info import (
     COHORT_JSON,
     DROPPED_CSV,
@@ -93,7 +93,7 @@ def _take(
     if isinstance(row, DroppedRow):
         tally.drop(row.row, row.reason)
         return
-    problem = tally.duplicate_reason(row) or header_problem(row.image)
+    problem = tally.duplicate_reason(row) or picture_problem(row.image)
     if problem is not None:
         tally.drop(row.row or row.image_id, problem)
         return

@@ -54,7 +54,8 @@ class Tally:
         if owner != image.group_id:
             raise CohortError(
                 f"lesion {image.lesion_id!r} belongs to {owner!r} and to {image.group_id!r}: "
-                "a lesion has one patient; make lesion ids unique across patients"
+                "a lesion has one patient; make lesion ids unique across patients, and name the "
+                "patient in each of a lesion's rows (one without is taken for a lesion by itself)"
             )
         self.images += 1
         self._image_ids.add(image.image_id)

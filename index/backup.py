@@ -12,24 +12,24 @@ from pathlib import Path
 from bundle.errors import CatalogueError, CorruptCatalogue
 from bundle.store import staged_folder
 from index.cache import digest, sync
+from index.sqlite import FOLDER_MODE
 
 SUMS = "SHA256SUMS"
 
 
-def copy_database(database: Path, out: Path, *, mode: int = 0o755) -> Path:
+def copy_database(database: Path, out: Path) -> Path:
     """Copy a database as it is at one moment, with its checksum; return the copy.
 
     Args:
         database: the file; others may write to it.
         out: a folder that does not exist yet or is empty; it takes its name when all is on the
-            disk.
-        mode: who may look into the folder.
+            disk, and is the owner's alone.
 
     Raises:
         BundleError: `out` is taken.
         CatalogueError: the database cannot be read.
     """
-    with staged_folder(out, mode=mode) as stage:
+    with staged_folder(out, mode=FOLDER_MODE) as stage:
         copy = stage / database.name
         with (
             _reporting_failure(database),
@@ -66,18 +66,17 @@ def check_copy(backup: Path, name: str) -> Path:
 
 
 @contextmanager
-def put_copy_back(copy: Path, out: Path, *, mode: int = 0o755) -> Iterator[Path]:
+def put_copy_back(copy: Path, out: Path) -> Iterator[Path]:
     """Yield the database of what becomes `out` if the block succeeds and is on the disk by then.
 
     Args:
         copy: of a backup, as `check_copy` returns it.
-        out: a folder that does not exist yet or is empty.
-        mode: who may look into the folder.
+        out: a folder that does not exist yet or is empty; the owner's alone.
 
     Raises:
         BundleError: `out` is taken.
     """
-    with staged_folder(out, mode=mode) as stage:
+    with staged_folder(out, mode=FOLDER_MODE) as stage:
         database = stage / copy.name
         shutil.copyfile(copy, database)
         yield database

@@ -51,7 +51,7 @@ class BuildReport:
     Attributes:
         lesions: lesions added.
         images: images that were embedded.
-        fields_left_out: the cohort's fields that the bundle's schema does not have.
+        fields_left_out: the cohort's fields that the bundle does not read, and why.
         unreadable: images that could not be decoded or embedded.
         lesions_without_image: lesions left out because none of their images could be.
         rejected_values: values that the bundle's schema does not accept; they are missing.
@@ -61,7 +61,7 @@ class BuildReport:
 
     lesions: int = 0
     images: int = 0
-    fields_left_out: tuple[str, ...] = ()
+    fields_left_out: Mapping[str, str] = field(default_factory=dict)
     unreadable: list[UnreadableImage] = field(default_factory=list)
     lesions_without_image: list[str] = field(default_factory=list)
     rejected_values: list[RejectedValue] = field(default_factory=list)
@@ -277,16 +277,13 @@ class _Builder:
     """Turns a cohort's lesions into catalogue lesions, and keeps the books."""
 
     def __init__(self, bundle: Bundle, encoders: Encoders, cohort: Cohort, batch_size: int) -> None:
-        self._schema = bundle.manifest.record_schema
         self._image_input = bundle.manifest.image_input
         self._encoders = encoders
         self._cohort = cohort
         self.batch_size = batch_size
         self.held: Collection[str] = frozenset()
-        known = self._schema.names
-        self.report = BuildReport(
-            fields_left_out=tuple(name for name in cohort.schema.names if name not in known)
-        )
+        self._read, left_out = bundle.manifest.record_schema.match(cohort.schema)
+        self.report = BuildReport(fields_left_out=left_out)
 
     def recall(
         self,
@@ -402,7 +399,7 @@ class _Builder:
         accepted, rejected = [], []
         for image in lesion.images:
             raw = records[image.row]
-            values, refused = accepted_values(raw, self._schema, lesion.lesion_id)
+            values, refused = accepted_values(raw, self._read, lesion.lesion_id)
             accepted.append(values)
             rejected += refused
         self.report.rejected_values += dict.fromkeys(rejected)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bundle.errors import CorruptCatalogue
+from bundle.errors import CatalogueError, CorruptCatalogue
 from index.approximate import ApproximateIndex
 from index.choice import Measured
 from index.vectors import FlatIndex, VectorIndex
@@ -84,36 +84,46 @@ def write_cache(
     The old description goes before the new vectors come; vectors without a description are no
     cache, and are made again from SQL.
     """
-    staged = folder / f"{VECTORS}{STAGED}"
-    index.exact.save(staged)
-    sync(staged)
-    staged_near = folder / f"{NEAR}{STAGED}"
-    near = None
-    if isinstance(index, ApproximateIndex) and measured is not None:
-        index.save(staged_near)
-        sync(staged_near)
-        near = NearDescription(
-            **measured.model_dump(), sha256=digest(staged_near), bytes=staged_near.stat().st_size
+    try:
+        staged = folder / f"{VECTORS}{STAGED}"
+        index.exact.save(staged)
+        sync(staged)
+        staged_near = folder / f"{NEAR}{STAGED}"
+        near = None
+        if isinstance(index, ApproximateIndex) and measured is not None:
+            index.save(staged_near)
+            sync(staged_near)
+            near = NearDescription(
+                **measured.model_dump(),
+                sha256=digest(staged_near),
+                bytes=staged_near.stat().st_size,
+            )
+        description = CacheDescription(
+            revision=revision,
+            sha256=digest(staged),
+            bytes=staged.stat().st_size,
+            bundle_id=bundle_id,
+            variant=variant,
+            dim=index.dim,
+            near=near,
         )
-    description = CacheDescription(
-        revision=revision,
-        sha256=digest(staged),
-        bytes=staged.stat().st_size,
-        bundle_id=bundle_id,
-        variant=variant,
-        dim=index.dim,
-        near=near,
-    )
-    staged_description = folder / f"{DESCRIPTION}{STAGED}"
-    staged_description.write_text(description.model_dump_json(indent=1) + "\n", "utf-8")
-    sync(staged_description)
-    _remove(folder, FILES)
-    staged.rename(folder / VECTORS)
-    if near is not None:
-        staged_near.rename(folder / NEAR)
-    sync(folder)
-    staged_description.rename(folder / DESCRIPTION)
-    sync(folder)
+        staged_description = folder / f"{DESCRIPTION}{STAGED}"
+        staged_description.write_text(description.model_dump_json(indent=1) + "\n", "utf-8")
+        sync(staged_description)
+        _remove(folder, FILES)
+        staged.rename(folder / VECTORS)
+        if near is not None:
+            staged_near.rename(folder / NEAR)
+        sync(folder)
+        staged_description.rename(folder / DESCRIPTION)
+        sync(folder)
+    except BaseException as error:
+        for name in FILES:
+            (folder / f"{name}{STAGED}").unlink(missing_ok=True)
+        # FAISS has no error of its own for a disk that is full.
+        if isinstance(error, RuntimeError):
+            raise CatalogueError(f"{folder}: the vectors cannot be written ({error})") from None
+        raise
 
 
 def drop_cache(folder: Path) -> None:

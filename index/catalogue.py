@@ -40,7 +40,7 @@ from index.lesions import (
     StoredLesion,
 )
 from index.live import LiveVectors, directions
-from index.sqlite import writing
+from index.sqlite import FOLDER_MODE, writing
 
 __all__ = ["Catalogue", "CatalogueLesion", "Exclusion", "Hit", "StoredLesion"]
 
@@ -67,6 +67,8 @@ class Catalogue:
     def __init__(self, path: Path, live: LiveVectors) -> None:
         self.path = path
         self._live, self._eligibility = live, Eligibility()
+        # Called under the write lock before a lesion is added or changed; what it raises forbids.
+        self.before_change: Callable[[], None] = lambda: None
         self._fields = {field.name: field for field in live.identity.schema.fields}
 
     @classmethod
@@ -87,7 +89,9 @@ class Catalogue:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CatalogueError(f"{path} exists: name a folder that does not, or remove it first")
-        path.mkdir(parents=True, exist_ok=True)
+        # Whom lesions belong to is nobody's business but the service's own user.
+        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        path = path.resolve()
         now = datetime.datetime.now(datetime.UTC)
         identity = Identity(bundle_id, variant, embedding_dim, schema, revision=0, created_at=now)
         engine = open_engine(path / DATABASE)
@@ -113,6 +117,8 @@ class Catalogue:
             StaleCatalogue: the vectors are ahead of the database, which lost lesions.
             UnsupportedVersion: a newer software wrote it.
         """
+        # A link may lead elsewhere tomorrow; this catalogue stays what it was opened as.
+        path = path.resolve()
         engine = open_engine(path / DATABASE, must_exist=True)
         try:
             with reporting_damage(path / DATABASE), engine.connect() as connection:
@@ -189,6 +195,7 @@ class Catalogue:
             return
         vectors = self._check(lesions)
         with self._live.changing() as change:
+            self.before_change()
             rows.refuse_known(change.connection, lesions)
             change.insert(lesions, vectors)
 
@@ -212,6 +219,7 @@ class Catalogue:
         """
         vectors = self._check([lesion])
         with self._live.changing() as change:
+            self.before_change()
             connection = change.connection
             known = None if request is None else rows.answered_before(connection, request)
             if known is not None:
@@ -236,6 +244,7 @@ class Catalogue:
             InvalidRecord: the record holds a field or value that the schema does not accept.
         """
         with self._live.changing() as change:
+            self.before_change()
             pks = rows.ids_of_lesions(change.connection, [lesion_id])
             if not pks:
                 raise UnknownLesion(_no_lesion(lesion_id))

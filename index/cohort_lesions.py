@@ -1,11 +1,11 @@
 """A cohort's images, one row each, gathered into lesions."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bundle.errors import CatalogueError, InvalidRecord
-from bundle.fields import FieldSchema, Record
+from bundle.fields import Field, Record
 from cohort.cohort import Cohort
 from cohort.splits import SPLITS
 
@@ -87,17 +87,20 @@ def chunks(lesions: Sequence[CohortLesion], images: int) -> Iterator[list[Cohort
 
 
 def accepted_values(
-    raw: Record, schema: FieldSchema, lesion_id: str
+    raw: Record, read: Mapping[str, Field], lesion_id: str
 ) -> tuple[Record, list[RejectedValue]]:
-    """Return the part of a record that the schema accepts, and what it does not.
+    """Return the part of a record that the fields accept, and what they do not.
 
-    Fields that the schema does not name are left out.
+    Args:
+        raw: a cohort's record.
+        read: by the cohort's name of a field, the bundle's that reads it; others are left out.
+        lesion_id: whose record it is.
     """
     record: Record = {}
     rejected = []
-    for field in schema.fields:
+    for name, field in read.items():
         try:
-            value = field.parse(raw.get(field.name))
+            value = field.parse(raw.get(name))
         except InvalidRecord as error:
             rejected.append(RejectedValue(lesion_id, field.name, str(error)))
             continue

@@ -18,12 +18,13 @@ POOL_SIZE = 16
 PRAGMAS = ("secure_delete=ON",)
 
 
-def open_engine(path: Path, *, must_exist: bool = False) -> Engine:
+def open_engine(path: Path, *, must_exist: bool = False, change: bool = True) -> Engine:
     """Return an engine on a SQLite file whose tables are of this software's version.
 
     Args:
         path: the database file; tables of an older version are migrated.
         must_exist: refuse to make the file.
+        change: False refuses tables of an older version instead.
 
     Raises:
         UnsupportedVersion: a newer software wrote it; nothing is changed.
@@ -37,7 +38,7 @@ def open_engine(path: Path, *, must_exist: bool = False) -> Engine:
     engine = make_engine(path, PRAGMAS, pool_size=POOL_SIZE, max_overflow=0)
     try:
         with reporting_damage(path):
-            migrate(engine, MIGRATIONS, "catalogue")
+            migrate(engine, MIGRATIONS, "catalogue", change=change)
     except BaseException:
         engine.dispose()
         raise

@@ -17,6 +17,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from bundle.errors import UnsupportedVersion
 
 BUSY_TIMEOUT_S = 30
+# Of folders with databases: whom their rows are about is for the owner alone to read.
+FOLDER_MODE = 0o700
 # WAL: readers go on while one writes. FULL, not NORMAL: what is committed outlives a power cut.
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 
@@ -58,16 +60,18 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
 
 
-def migrate(engine: Engine, migrations: Path, name: str) -> None:
+def migrate(engine: Engine, migrations: Path, name: str, *, change: bool = True) -> None:
     """Bring the tables to the version of this software, or leave them as they are.
 
     Args:
         engine: on the database.
         migrations: Alembic's folder.
         name: what the database is called in the error.
+        change: False refuses tables of an older version instead of changing them.
 
     Raises:
-        UnsupportedVersion: a newer software wrote them.
+        UnsupportedVersion: a newer software wrote them, or an older one and they may not be
+            changed.
         DatabaseError: SQLAlchemy's, where the file cannot be used.
     """
     config = Config()
@@ -83,6 +87,12 @@ def migrate(engine: Engine, migrations: Path, name: str) -> None:
         )
     if current == scripts.get_current_head():
         return
+    if not change:
+        raise UnsupportedVersion(
+            f"this software reads {name} tables of version {scripts.get_current_head()}, the "
+            f"{name} has version {current}, and what only looks changes nothing: back it up, then "
+            "let a service of this version open it once"
+        )
     # Two programs may open a new database at once: the second waits and finds nothing to do.
     with writing(engine).begin() as connection:
         config.attributes["connection"] = connection

@@ -58,7 +58,7 @@ def verify(folder: Path) -> CatalogueState:
         CorruptCatalogue: the database cannot be read at all.
     """
     folder = folder.resolve()
-    engine = open_engine(folder / DATABASE, must_exist=True)
+    engine = open_engine(folder / DATABASE, must_exist=True, change=False)
     faults: list[str] = []
     try:
         # The files before the first row, as whoever opens a catalogue that others write to.
@@ -173,7 +173,9 @@ def back_up(folder: Path, out: Path) -> Path:
         CatalogueError: the database cannot be read.
     """
     database = folder / DATABASE
-    open_engine(database, must_exist=True).dispose()
+    if not database.is_file():
+        raise CorruptCatalogue(f"{folder}: expected a catalogue folder with {DATABASE}")
+    # As it is: a backup before an upgrade is of the older version.
     return copy_database(database, out)
 
 

@@ -20,6 +20,7 @@ from service.state import Service, route_of
 
 REFUSED = frozenset({401, 403})
 TURNED_AWAY, UNAVAILABLE = 429, 503
+CHANGING = frozenset({"PATCH", "DELETE"})
 # Files and descriptions that say nothing of anybody; refusals at their door are written down.
 UNAUDITED = frozenset(
     {
@@ -39,6 +40,12 @@ UNAUDITED = frozenset(
 )
 
 
+def _may_change(scope: Scope) -> bool:
+    """Return whether a request may change the catalogue, before its route is known."""
+    method = method_of(scope)
+    return method in CHANGING or (method == "POST" and scope["path"] == "/lesions")
+
+
 class AuditTrail:
     """Pure ASGI middleware: one row a request, written when its status is known."""
 
@@ -51,6 +58,14 @@ class AuditTrail:
         if scope["type"] != "http" or audit is None:
             await self.app(scope, receive, send)
             return
+        refusal = await self._refuse_change(audit, scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        await self._follow(audit, scope, receive, send)
+
+    async def _follow(self, audit: AuditLog, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request be answered, its row before its answer."""
         is_begun = is_replaced = False
 
         async def send_written(message: Message) -> None:
@@ -79,6 +94,19 @@ class AuditTrail:
             if not is_begun:
                 await self._note_failure(audit, scope)
             raise
+
+    async def _refuse_change(self, audit: AuditLog, scope: Scope) -> ASGIApp | None:
+        """Return the answer to a change that could not be written down, so is not begun.
+
+        A ledger that fails between this and the answer lets a change stand without its row.
+        """
+        if not _may_change(scope):
+            return None
+        try:
+            await asyncio.to_thread(audit.check)
+        except LedgerError as error:
+            return ledger_problem(self.service, scope, error)
+        return None
 
     async def _note_failure(self, audit: AuditLog, scope: Scope) -> None:
         event = self._event(scope, HTTPStatus.INTERNAL_SERVER_ERROR)

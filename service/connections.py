@@ -30,6 +30,9 @@ LINGER_S = 1.0
 # head's nor a body's: trailers. What comes is parsed in parts of half of it.
 HEAD_BYTES = 32_768
 TOO_LONG = f"expected a head, and trailers, of less than {HEAD_BYTES} bytes each"
+# Requests of one connection that wait for those before them.
+MAX_PIPELINED = 16
+TOO_MANY = f"expected at most {MAX_PIPELINED} requests to wait for one answer"
 MALFORMED = "expected a request of HTTP/1.1 with one Host header and a body as its head says"
 
 
@@ -94,6 +97,9 @@ class BoundedConnection(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             # The parser gives up, and uvicorn sends a 400 (RFC 9112, 3.2).
             raise ValueError(MALFORMED)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # Reading is paused by then, but all that came before the pause would become requests.
+            raise ValueError(TOO_MANY)
         super().on_headers_complete()
         # Trailers are added to this list, which nobody reads.
         self.headers = []
@@ -139,6 +145,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._end_after_answer()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._rest is not None or self.transport.is_closing():
+            # The caller was told that nothing more is answered here: nothing more is done.
+            return
         if self._is_over and cycle.more_body:
             # Its body is broken, and its turn has come.
             self._refuse(MALFORMED)

@@ -54,6 +54,7 @@ from service.schemas import (
 )
 from service.settings import Settings
 from service.stages import stage
+from service.tickets import check_awaited
 from service.turns import Turns
 
 IMAGE_ONLY = AnswerWarning(
@@ -92,6 +93,9 @@ class Runtime:
         self.models.check_prevalence(self.prevalence)
         if self.catalogue is not None and self.cache is not None:
             self.catalogue.on_removal(self.cache.clear)
+        if self.catalogue is not None:
+            # Who waited for the write lock until nobody waited for the answer changes nothing.
+            self.catalogue.before_change = check_awaited
 
     @property
     def batched(self) -> BatchedEncoders | None:
@@ -312,7 +316,12 @@ class Runtime:
         """Erase a lesion, or all lesions of a patient."""
         if self.erasures is None:
             raise LedgerError("an erasure must be remembered, and this runtime has no ledger")
-        return self.erasures.erase(self._catalogue(), kind, name)
+        try:
+            return self.erasures.erase(self._catalogue(), kind, name)
+        finally:
+            # It may hold pictures of somebody whom the catalogue does not.
+            if self.cache is not None:
+                self.cache.clear()
 
     def check_catalogue(self) -> None:
         """Do nothing if the catalogue, where there is one, answers and gives its write lock.

@@ -10,12 +10,15 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from service.app import create_app
 from service.connections import BoundedConnection
@@ -32,6 +35,12 @@ CYCLES_SOUGHT_AFTER = (700, 10, 10)
 # A worker loads its bundle, and answers its keeper, within this time.
 WORKER_ANSWERS_WITHIN_S = 120
 DRAIN_SIGNAL = signal.SIGUSR1
+# Until a worker that could not be started is tried again.
+RETRY_S = 5.0
+# A process that was told to stop and has let go of all its requests has ended within this time: a
+# thread that hangs inside a model cannot be stopped, and would keep it, and its keeper, for ever.
+ENDED_WITHIN_S = 10.0
+HUNG_EXIT = 70
 NO_SWAP = "a swap without a lost request needs two processes: set SLIMP_WORKERS=2, or start anew"
 
 
@@ -48,6 +57,7 @@ def serve(settings: Settings) -> None:
     # Its default would end the process with everybody inside.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = DrainingServer(create_app(settings), settings)
+    server.service.when_closed = _end_in_time
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
 
@@ -76,7 +86,10 @@ def _supervise(settings: Settings) -> None:
         timeout_worker_healthcheck=WORKER_ANSWERS_WITHIN_S,
         **_options(settings),
     )
-    Supervisor(config, sockets=[config.bind_socket()]).run()
+    supervisor = Supervisor(config, sockets=[config.bind_socket()])
+    supervisor.run()
+    if supervisor.failed:
+        raise SystemExit(1)
 
 
 def worker_app() -> FastAPI:
@@ -84,9 +97,16 @@ def worker_app() -> FastAPI:
     _prepare_process()
     app = create_app()
     service = cast(Service, app.state.service)
+    service.when_closed = _end_in_time
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(DRAIN_SIGNAL, lambda: loop.create_task(_drain(service)))
     return app
+
+
+def _end_in_time() -> None:
+    timer = threading.Timer(ENDED_WITHIN_S, os._exit, [HUNG_EXIT])
+    timer.daemon = True
+    timer.start()
 
 
 async def _drain(service: Service) -> None:
@@ -98,7 +118,48 @@ async def _drain(service: Service) -> None:
 
 
 class Supervisor(Multiprocess):
-    """Keeps the workers; tells them apart whether one is followed by another or all are to end."""
+    """Keeps the workers; tells them apart whether one is followed by another or all are to end.
+
+    Uvicorn alone ends all of them when one that died cannot be started anew, and waits for ever for
+    one that does not end.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.failed = False
+        # By place, when a worker that could not start is started again.
+        self._again_at: dict[int, float] = {}
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace who died or hangs; one that cannot start is tried again while others serve."""
+        for place, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if process.is_alive(timeout=WORKER_ANSWERS_WITHIN_S):
+                if place in self._again_at and process.is_ready():
+                    del self._again_at[place]
+                continue
+            if time.monotonic() < self._again_at.get(place, 0):
+                continue
+            process.kill()
+            process.join()
+            if process.exitcode == STARTUP_FAILURE:
+                waited_for = place in self._again_at
+                self._again_at[place] = time.monotonic() + RETRY_S
+                if not self._others_serve():
+                    self.failed = True
+                    self.should_exit.set()
+                    return
+                if not waited_for:
+                    continue
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
+
+    def _others_serve(self) -> bool:
+        return any(
+            place not in self._again_at and process.process.is_alive()
+            for place, process in enumerate(self.processes)
+        )
 
     def terminate_all(self) -> None:
         """Have every worker say at /readyz that it is stopping, and end once nobody is inside."""
@@ -136,7 +197,7 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        self._service = cast(Service, app.state.service)
+        self.service = cast(Service, app.state.service)
         super().__init__(uvicorn.Config(app, **_options(settings)))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,17 +207,17 @@ class DrainingServer(uvicorn.Server):
         # Signals reach the main thread alone, where the service runs but for a test.
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(
-                signal.SIGHUP, lambda: self._service.log.warning("sighup", detail=NO_SWAP)
+                signal.SIGHUP, lambda: self.service.log.warning("sighup", detail=NO_SWAP)
             )
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Be told to stop; a second SIGINT does not wait."""
-        self._service.is_draining = True
+        self.service.is_draining = True
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door once no request waits for its answer; each has its own time limit."""
-        while not (self._service.scheduler.is_idle or self.force_exit):
+        while not (self.service.scheduler.is_idle or self.force_exit):
             await asyncio.sleep(POLL_S)
         await super().shutdown(sockets)

@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     auth: Literal["auto", "on", "off"] = setting(
         "auto",
         "whether callers need a key or token: auto, unless the service listens on a loopback "
-        "address; on, always (behind a proxy); off, never, whoever reaches it",
+        "address and no proxy is trusted; on, always (behind a proxy); off, never, whoever "
+        "reaches it",
     )
     publish: str | None = setting(
         None,

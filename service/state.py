@@ -60,6 +60,8 @@ class Service:
         self.failure: str | None = None
         self.failure_code: str | None = None
         self.is_draining = False
+        # Called at the end of `close`: whoever runs the process sees to it that it ends.
+        self.when_closed: Callable[[], None] = lambda: None
         self.audit = _open_audit(settings)
         self._checks: Checks | None = None
         self._known_faults: tuple[str, ...] = ()
@@ -264,6 +266,7 @@ class Service:
             except (LesionError, OSError) as error:
                 # The vectors are made again from SQL at the next start.
                 self.log.error("vectors_not_saved", detail=str(error))
+        self.when_closed()
 
     async def ask(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.calibration import CONDITIONS, Calibration, Condition, prediction_set
-from bundle.errors import InvalidRecord, UnknownField
+from bundle.errors import InvalidRecord
 from bundle.fields import Field, FieldSchema, Record, Value
 from bundle.images import content_hash, decode_image
 from cohort.cohort import Cohort
@@ -49,7 +49,7 @@ def accept_records(records: Sequence[Record], own: FieldSchema, schema: FieldSch
         own: the cohort's schema.
         schema: the model's.
     """
-    read, left_out = _matched(own, schema)
+    read, left_out = schema.match(own)
     rejected: Counter[str] = Counter()
     accepted: list[Record] = []
     for record in records:
@@ -64,24 +64,6 @@ def accept_records(records: Sequence[Record], own: FieldSchema, schema: FieldSch
                 kept[field.name] = value
         accepted.append(kept)
     return Accepted(accepted, tuple(read.values()), left_out, dict(rejected))
-
-
-def _matched(own: FieldSchema, schema: FieldSchema) -> tuple[dict[str, Field], dict[str, str]]:
-    read: dict[str, Field] = {}
-    left_out: dict[str, str] = {}
-    for field in own.fields:
-        try:
-            known = schema.resolve(field.name)
-        except UnknownField:
-            left_out[field.name] = "the model does not know this field"
-            continue
-        if known.unit != field.unit:
-            left_out[field.name] = f"the model reads it in {known.unit}, it is in {field.unit}"
-        elif known in read.values():
-            left_out[field.name] = f"the model reads {known.name} from another field"
-        else:
-            read[field.name] = known
-    return read, left_out
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> R
     Args:
         cohort: the prepared data set.
         splits: any of train, val, cal, test.
-        labels: the label vocabulary that numbers the rows' labels; others become -1.
+        labels: the label vocabulary that numbers the rows' labels, whatever their case; others
+            become -1.
     """
     table = cohort.table()
     keep = np.isin(table["split"].to_numpy(zero_copy_only=False).astype(str), list(splits))
@@ -99,7 +100,6 @@ def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> R
     lesion_id: list[str] = table["lesion_id"].to_pylist()
     patient_id: list[str | None] = table["patient_id"].to_pylist()
     groups = [lesion if p is None else p for p, lesion in zip(patient_id, lesion_id, strict=True)]
-    number = {label: i for i, label in enumerate(labels)}
     malignant = [-1 if m is None else int(m) for m in table["malignant"].to_pylist()]
     position = table["row"].to_numpy().astype(np.int64)
     return Rows(
@@ -110,10 +110,18 @@ def load_rows(cohort: Cohort, splits: Sequence[str], labels: Sequence[str]) -> R
         lesion=_numbered(lesion_id),
         patient=_numbered(groups),
         group_id=groups,
-        label=np.array([number.get(label, -1) for label in table["label"].to_pylist()], np.int64),
+        label=number_labels(table["label"].to_pylist(), labels),
         malignant=np.array(malignant, np.int64),
         split=table["split"].to_numpy(zero_copy_only=False).astype(str),
     )
+
+
+def number_labels(names: Sequence[str | None], labels: Sequence[str]) -> IntArray:
+    """Return (N,) int64 positions in the labels, whatever the case, -1 where it is none of them."""
+    number = {label.casefold(): i for i, label in enumerate(labels)}
+    number |= {label: i for i, label in enumerate(labels)}
+    found = [number.get(name or "", number.get((name or "").casefold(), -1)) for name in names]
+    return np.array(found, np.int64)
 
 
 def _numbered(ids: list[str]) -> IntArray:

@@ -77,6 +77,7 @@ def evaluate(
     catalogue: Path | None = None,
     against: Path | None = None,
     allow_seen: bool = False,
+    without_seen: bool = False,
     report: StageReport = silent,
 ) -> dict[str, Any]:
     """Evaluate a model on a cohort, write the folder `out` and return `metrics.json`'s content.
@@ -89,6 +90,7 @@ def evaluate(
         catalogue: the bundle's catalogue, for extrapolated metadata.
         against: another's answers to the same images, an `.npz` as `training/anchor.py` says.
         allow_seen: evaluate on groups that the model was shown, and mark every table.
+        without_seen: leave those groups out instead, and say how many images that were.
         report: called with stage, done and total.
 
     Raises:
@@ -100,6 +102,9 @@ def evaluate(
     with staged_folder(out) as stage:
         fitted = open_fitted(model)
         rows = _choose_rows(cohort, splits, fitted)
+        chosen_images = len(rows)
+        if without_seen:
+            rows = leave_seen_out(fitted, rows)
         seen = check_seen(fitted, set(rows.group_id), allow_seen=allow_seen)
         anchor = None if against is None else read_anchor(against, fitted.labels)
         judging = Judging(fitted, cohort, rows, report)
@@ -108,7 +113,11 @@ def evaluate(
         metrics = {
             "model": _describe_model(fitted),
             "cohort": judging.describe_cohort(chosen),
-            "seen": seen,
+            "seen": {
+                **seen,
+                "images_left_out": chosen_images - len(rows),
+                "unseen_images_elsewhere": _unseen_elsewhere(fitted, cohort, chosen),
+            },
             **evaluation.metrics,
         }
         write_report(stage, evaluation.with_metrics(metrics))
@@ -122,9 +131,34 @@ def _choose_rows(cohort: Cohort, splits: Sequence[str], fitted: FittedModel) -> 
     rows = load_rows(cohort, chosen, fitted.labels)
     if not len(rows):
         raise CohortError(
-            f"{cohort.info.name}: expected images in {', '.join(chosen) or 'no split'}, got none"
+            f"{cohort.info.name}: expected images in {', '.join(chosen) or 'no split'}, got none; "
+            "--split all takes every image"
         )
     return rows
+
+
+def leave_seen_out(fitted: FittedModel, rows: Rows) -> Rows:
+    """Return the rows of groups that the model was not shown.
+
+    Raises:
+        SeenGroups: the model does not say what it was shown, or was shown all of them.
+    """
+    overlap = fitted.overlap(set(rows.group_id))
+    if overlap is None:
+        raise SeenGroups("expected a model that says which groups it was shown, this one does not")
+    kept = rows.take(np.array([group not in overlap for group in rows.group_id], np.bool_))
+    if not len(kept):
+        raise SeenGroups(f"the model was shown all {len(overlap)} of these groups in training")
+    return kept
+
+
+def _unseen_elsewhere(fitted: FittedModel, cohort: Cohort, chosen: Sequence[str]) -> int | None:
+    """Return how many images other splits hold, where the model saw none; None where it did."""
+    others = [split for split in SPLITS if split not in chosen]
+    rows = load_rows(cohort, others, fitted.labels) if others else None
+    if rows is None or fitted.overlap(set(rows.group_id)) != set():
+        return None
+    return len(rows)
 
 
 def check_seen(fitted: FittedModel, groups: set[str], *, allow_seen: bool) -> dict[str, Any]:
@@ -145,7 +179,9 @@ def check_seen(fitted: FittedModel, groups: set[str], *, allow_seen: bool) -> di
     if not allow_seen:
         raise SeenGroups(
             f"expected groups that training did not see: {problem}; evaluate another split or "
-            "cohort, or allow it with --allow-seen, which marks every table"
+            "cohort, leave them out with --without-seen, or allow it with --allow-seen, which "
+            "marks every table (where other people bear the same ids, prepare the cohort with ids "
+            "of its own)"
         )
     return {"groups": count, "mark": mark}
 
@@ -358,7 +394,9 @@ class Judging:
         """Return the figures of image and metadata as ever more metadata are hidden."""
         names = [field.name for field in self.accepted.fields]
         curve = []
-        for share in HIDDEN_SHARES if names else ():
+        # Of few columns, a half and three quarters may be the same ones.
+        shares = {round(share * len(names)) / len(names) for share in HIDDEN_SHARES if names}
+        for share in sorted(shares):
             seen = hide_values(self.accepted.records, names, share, seed=SEED)
             answered = answer(self.fitted, embeddings, seen, "given")
             figures = headline(answered.probabilities, self.truth)
@@ -463,4 +501,5 @@ class Judging:
             "malignant": int((rows.malignant == 1).sum()),
             "malignant_unknown": int((rows.malignant < 0).sum()),
             "labels": list(self.cohort.info.labels),
+            "malignant_labels": list(self.cohort.info.malignant_labels),
         }

@@ -288,7 +288,9 @@ class Fitting:
         self, train: Part, cal: Part, lesions: Part, extrapolation: Extrapolation
     ) -> Calibration:
         """Return what the cal split fits, most of it one image of each of its lesions."""
-        counts = np.bincount(train.rows.label, minlength=len(self.labels))
+        # Of lesions, as everything here: how often one is photographed is no prevalence.
+        of_lesions = train.rows.label[train.rows.one_a_lesion(self.config.seed)]
+        counts = np.bincount(of_lesions, minlength=len(self.labels))
         prior = (counts / counts.sum()).astype(np.float32)
         label, groups = lesions.rows.label, lesions.rows.group_id
         malignant = self.malignant[label]

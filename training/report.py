@@ -124,6 +124,7 @@ def markdown(metrics: Metrics) -> list[str]:
         f"{cohort['images']} images of {cohort['lesions']} lesions in {cohort['groups']} groups "
         f"(by {cohort['group']}), {cohort['malignant']} images malignant, "
         f"{cohort['malignant_unknown']} of unknown malignancy, {cohort['unlabelled']} unlabelled.",
+        *_what_was_chosen(metrics),
         f"Value (low to high): 95 % interval, {metrics['bootstrap']['samples']} resamples of "
         f"{cohort['group']}s, seed {metrics['bootstrap']['seed']}.",
         *_conditions(metrics, mark),
@@ -385,6 +386,24 @@ def _frozen(frozen: Metrics, mark: str | None) -> Iterator[str]:
     else:
         yield from table(["", *sides], list(_frozen_rows(sides)), mark)
         yield from (f"- {k.replace('_', ' ')}: {v}." for k, v in frozen["meaning"].items())
+
+
+def _what_was_chosen(metrics: Metrics) -> Iterator[str]:
+    model, cohort, seen = metrics["model"], metrics["cohort"], metrics["seen"]
+    own, counted = cohort["malignant_labels"], model["malignant_labels"]
+    if {label.casefold() for label in own} != {label.casefold() for label in counted}:
+        yield (
+            f"Malignant is {', '.join(own) or 'no label'} in the cohort and "
+            f"{', '.join(counted) or 'no label'} for the model."
+        )
+    if seen["images_left_out"]:
+        yield f"{seen['images_left_out']} images of groups that the model was shown are left out."
+    if elsewhere := seen["unseen_images_elsewhere"]:
+        yield (
+            f"The model was shown nothing of the cohort's other {elsewhere} images either: "
+            "`--split all` evaluates them too. What is below called train is this cohort's own "
+            "split, on which probes were fitted and the model was not."
+        )
 
 
 def _near_duplicates(metrics: Metrics) -> Iterator[str]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bundle.calibration import Calibration
 from training.conditions import Answers
+from training.data import number_labels
 from training.metrics import balanced_decision
 from training.resampling import (
     Draws,
@@ -31,7 +32,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 MELANOMA_NAMES = frozenset({"mel", "melanoma"})
-AKIEC = "akiec"
+# Actinic keratosis and intraepithelial carcinoma, which data sets count differently.
+AKIEC_NAMES = frozenset({"akiec", "ak", "ack", "actinic keratosis"})
 SPECIFICITY = 0.95
 SENSITIVITY = 0.8
 RARE = (
@@ -48,7 +50,8 @@ MEANING = {
     "balanced_accuracy_most_probable": "mean recall of the most probable label",
     "macro_auroc": "mean one-against-rest AUROC over the labels that occur",
     "malignant_auroc": "AUROC of the malignant labels' probability together",
-    "malignant_auroc_without_akiec": "the same without images and probability of akiec",
+    "malignant_auroc_without_akiec": "the same without images and probability of "
+    "actinic keratosis (akiec, ak, ack), which data sets count differently",
     "melanoma_auroc": "AUROC of the melanoma label's probability against all other images",
     "malignant_auprc": "average precision of the malignant labels' probability together; by chance "
     "it is the share of malignant images",
@@ -171,14 +174,15 @@ def find_truth(
         questions["malignant_auroc"] = "the model has no malignant label"
     else:
         questions["malignant_auroc"] = ask(known, raw.malignant == 1, malignant)
-        if AKIEC in folded or AKIEC in model_folded:
+        theirs, models = (np.isin(each, list(AKIEC_NAMES)) for each in (folded, model_folded))
+        if theirs.any() or models.any():
             questions["malignant_auroc_without_akiec"] = ask(
-                known & (folded != AKIEC), raw.malignant == 1, malignant & (model_folded != AKIEC)
+                known & ~theirs, raw.malignant == 1, malignant & ~models
             )
     questions["melanoma_auroc"] = _melanoma(own, model_folded) or ask(
         named, np.isin(folded, list(MELANOMA_NAMES)), np.isin(model_folded, list(MELANOMA_NAMES))
     )
-    return Truth(labels, prior, _find_labels(raw.names, own, labels, resampled), questions)
+    return Truth(labels, prior, _find_labels(raw.names, labels, resampled), questions)
 
 
 def _melanoma(own: Sequence[str], model_folded: npt.NDArray[np.str_]) -> str | None:
@@ -190,18 +194,20 @@ def _melanoma(own: Sequence[str], model_folded: npt.NDArray[np.str_]) -> str | N
 
 
 def _find_labels(
-    names: list[str | None], own: Sequence[str], labels: tuple[str, ...], resampled: Any
+    names: list[str | None], labels: tuple[str, ...], resampled: Any
 ) -> Labelled | str:
-    other = [label for label in own if label not in labels]
+    number = number_labels(names, labels)
+    # A label that the cohort declares and no image has asks for nothing.
+    other = sorted({name for name, at in zip(names, number, strict=True) if name and at < 0})
     if other:
         return (
             f"the cohort's labels are not the model's: {', '.join(other)} not among "
             f"{', '.join(labels)}"
         )
-    rows = np.flatnonzero([name is not None for name in names])
+    rows = np.flatnonzero(number >= 0)
     if not len(rows):
         return "none of these images has a label"
-    label = np.array([labels.index(names[i] or "") for i in rows], np.int64)
+    label = number[rows]
     return Labelled(rows, label, resampled(rows))
 
 

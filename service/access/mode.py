@@ -41,7 +41,9 @@ def choose_mode(settings: Settings) -> Mode:
                 "slimp keys create, or publish on 127.0.0.1"
             )
         return Mode.OFF
-    if settings.auth == "auto" and is_loopback(settings.host) and is_loopback(published):
+    # Behind a proxy everybody comes from this machine.
+    is_local = not settings.trusted_proxies and is_loopback(settings.host)
+    if settings.auth == "auto" and is_local and is_loopback(published):
         return Mode.LOOPBACK
     return Mode.REQUIRED
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from index.backup import check_copy, copy_database, put_copy_back
 from service.errors import LedgerError
-from service.ledger.database import FILE, FOLDER_MODE, open_ledger
+from service.ledger.database import FILE, open_ledger
 
 
 def is_ledger(folder: Path) -> bool:
@@ -24,14 +24,14 @@ def back_up_ledger(folder: Path, out: Path) -> Path:
         out: a folder that does not exist yet or is empty.
 
     Raises:
-        LedgerError: there is none, or it is no sound database.
+        LedgerError: there is none.
         CatalogueError: it cannot be copied.
         BundleError: `out` is taken.
     """
     if not is_ledger(folder):
         raise LedgerError(f"{folder}: expected a service's ledger folder, with {FILE}")
-    open_ledger(folder).dispose()
-    return copy_database(folder / FILE, out, mode=FOLDER_MODE)
+    # As it is: a backup before an upgrade is of the older version.
+    return copy_database(folder / FILE, out)
 
 
 def put_ledger_back(backup: Path, folder: Path) -> None:
@@ -46,5 +46,5 @@ def put_ledger_back(backup: Path, folder: Path) -> None:
         LedgerError: a newer software wrote it.
         BundleError: `folder` is taken.
     """
-    with put_copy_back(check_copy(backup, FILE), folder, mode=FOLDER_MODE) as database:
+    with put_copy_back(check_copy(backup, FILE), folder) as database:
         open_ledger(database.parent).dispose()

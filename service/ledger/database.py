@@ -11,13 +11,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
 from bundle.errors import UnsupportedVersion
-from index.sqlite import make_engine, migrate
+from index.sqlite import FOLDER_MODE, make_engine, migrate
 from service.errors import LedgerError
 
 FILE = "ledger.sqlite"
+FILE_MODE = 0o600
 MIGRATIONS = Path(__file__).parent / "migrations"
-# Who may ask is the site's secret: nobody but the service's own user looks into the folder.
-FOLDER_MODE = 0o700
 
 
 def open_ledger(folder: Path) -> Engine:
@@ -33,6 +32,8 @@ def open_ledger(folder: Path) -> Engine:
     path = folder / FILE
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        # In a folder that was there, and that others may look into.
+        path.touch(mode=FILE_MODE)
     except OSError as error:
         raise LedgerError(f"{folder}: the ledger's folder cannot be made ({error})") from None
     engine = make_engine(path)

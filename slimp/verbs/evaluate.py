@@ -10,7 +10,9 @@ def evaluate(
     model: Annotated[Path, Argument(help="a fitted run or a bundle")],
     cohort: Annotated[Path, Argument(help="a prepared cohort")],
     out: Annotated[Path, Option(help="the folder to write")],
-    split: Annotated[Literal["test", "val", "all"], Option(help="which groups")] = "test",
+    split: Annotated[
+        Literal["test", "val", "all"], Option(help="which groups; all where none was trained on")
+    ] = "test",
     catalogue: Annotated[
         Path | None, Option(help="reference lesions, for extrapolated metadata")
     ] = None,
@@ -19,6 +21,9 @@ def evaluate(
     ] = None,
     allow_seen: Annotated[
         bool, Option("--allow-seen", help="evaluate on groups that training saw; marks the tables")
+    ] = False,
+    without_seen: Annotated[
+        bool, Option("--without-seen", help="leave out the groups that training saw")
     ] = False,
 ) -> None:
     """Measure a model on a cohort: metrics.json, report.md and plots."""
@@ -35,6 +40,7 @@ def evaluate(
             catalogue=catalogue,
             against=against,
             allow_seen=allow_seen,
+            without_seen=without_seen,
             report=report,
         )
     say((out / "report.md").read_text(encoding="utf-8"))

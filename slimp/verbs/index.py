@@ -45,6 +45,8 @@ def index(
         )
     if (listed := write_unreadable(out, built)) is not None:
         say(f"{listed}: the images that cannot be read, and why")
+    for name, why in built.fields_left_out.items():
+        say(f"{name} is left out: {why}")
     say(str(built.index or "exact index: every vector is compared"))
     say(
         f"{out}: {built.lesions} lesions, {built.images} images; "

@@ -49,5 +49,7 @@ def prepare(
     counts = info.counts
     say(
         f"{out}: {counts.rows_read} rows read, {counts.images} images of {counts.lesions} lesions, "
-        f"{counts.dropped} rows dropped (named in cohort.json)"
+        f"{counts.dropped} rows dropped, {counts.unlabelled} unlabelled (cohort.json says more)"
     )
+    for field, errors in info.value_errors_by_field.items():
+        say(f"{field}: {errors} values were not understood and are missing (named in cohort.json)")

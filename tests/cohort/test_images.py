@@ -1,4 +1,4 @@
-"""Finding image files and reading their headers."""
+"""Finding image files, and what is no picture."""
 
 import io
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle.images import COHORT_LIMITS
-from cohort.images import FolderImages, Hdf5Images, header_problem, index_images, is_plain_path
+from cohort.images import FolderImages, Hdf5Images, index_images, is_plain_path, picture_problem
 
 
 @pytest.mark.parametrize("kind", COHORT_LIMITS.formats)
 def test_every_accepted_format_passes(kind: str, make_image: Callable[..., bytes]) -> None:
-    assert header_problem(make_image(kind=kind)) is None
+    assert picture_problem(make_image(kind=kind)) is None
 
 
 def animation() -> bytes:
@@ -25,6 +25,13 @@ def animation() -> bytes:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
     return file.getvalue()
+
+
+def truncated() -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()[: file.tell() // 2]
 
 
 def wide() -> bytes:
@@ -47,11 +54,12 @@ def gif() -> bytes:
         (gif(), "expected an image in one of JPEG"),
         (wide(), "12000 px a side"),
         (animation(), "one still image"),
+        (truncated(), "truncated or broken"),
         (b"\xff\xd8" + bytes(COHORT_LIMITS.max_bytes), "20000000 bytes"),
     ],
 )
 def test_what_cannot_be_one_image_is_told(data: bytes, words: str) -> None:
-    problem = header_problem(data)
+    problem = picture_problem(data)
 
     assert problem is not None
     assert words in problem
@@ -62,7 +70,7 @@ def test_any_bytes_pass_or_have_a_reason(noise: bytes, cut: int) -> None:
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     for data in (noise, file.getvalue()[:cut] + noise):
-        problem = header_problem(data)
+        problem = picture_problem(data)
         assert problem is None or problem
 
 
@@ -126,4 +134,4 @@ def test_a_photograph_with_a_second_picture_inside_passes() -> None:
     file = io.BytesIO()
     first, second = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
     first.save(file, "MPO", save_all=True, append_images=[second])
-    assert header_problem(file.getvalue()) is None
+    assert picture_problem(file.getvalue()) is None

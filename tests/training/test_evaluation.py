@@ -532,7 +532,8 @@ def test_the_malignant_lesion_is_sought_among_its_patients_others(
 
 def test_all_metadata_hidden_is_the_image_alone(made: tuple[dict[str, Any], Path]) -> None:
     curve, conditions = made[0]["missing_metadata"], made[0]["conditions"]
-    assert [point["hidden_share"] for point in curve] == [0, 0.25, 0.5, 0.75, 1]
+    # Of five columns.
+    assert [point["hidden_share"] for point in curve] == [0, 0.2, 0.4, 0.8, 1]
     for metric in ("balanced_accuracy", "macro_auroc", "malignant_auroc"):
         assert curve[0][metric] == conditions["given"][metric]
         assert curve[-1][metric] == conditions["image"][metric]
@@ -572,7 +573,12 @@ def test_groups_that_training_saw_are_refused_unless_allowed(
         evaluate(bundle, colours, tmp_path / "out", splits=("all",))
     assert not (tmp_path / "out").exists()
     got = evaluate(bundle, colours, tmp_path / "out", splits=("all",), allow_seen=True)
-    assert got["seen"] == {"groups": 2, "mark": "includes groups seen in training"}
+    assert got["seen"] == {
+        "groups": 2,
+        "mark": "includes groups seen in training",
+        "images_left_out": 0,
+        "unseen_images_elsewhere": None,
+    }
     alone = got["patients"]["sensitivity_in_top_15"]
     assert alone["alone"]["value"] is not None
     assert alone["in_context"]["reason"] == "the model has no context model"
@@ -581,6 +587,46 @@ def test_groups_that_training_saw_are_refused_unless_allowed(
     tables = sum(line.startswith("| --- |") for line in report.splitlines())
     assert tables > 3
     assert report.count("*This table includes groups seen in training.*") == tables
+
+
+def test_groups_that_training_saw_can_be_left_out(tmp_path: Path, colours: Cohort) -> None:
+    bundle = make_bundle(tmp_path / "bundle", shown={"p0", "p1"}, context=False, novelty=False)
+    got = evaluate(bundle, colours, tmp_path / "out", splits=("all",), without_seen=True)
+    patients = colours.table()["patient_id"].to_pylist()
+    left_out = sum(patient in ("p0", "p1") for patient in patients)
+    assert got["seen"]["images_left_out"] == left_out
+    assert got["seen"]["mark"] is None
+    assert got["cohort"]["images"] == len(patients) - left_out
+    assert f"{left_out} images of groups that the model" in (tmp_path / "out/report.md").read_text()
+    everybody = make_bundle(tmp_path / "all", shown=set(patients), context=False, novelty=False)
+    with pytest.raises(SeenGroups, match="all 8 of these groups"):
+        evaluate(everybody, colours, tmp_path / "none", splits=("all",), without_seen=True)
+
+
+def test_a_cohort_that_was_kept_back_is_told_how_to_be_evaluated_whole(
+    tmp_path: Path, bundle: Path, colours: Cohort
+) -> None:
+    got = evaluate(bundle, colours, tmp_path / "out")
+    elsewhere = got["seen"]["unseen_images_elsewhere"]
+    assert elsewhere == len(colours.table()) - got["cohort"]["images"] > 0
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"other {elsewhere} images either: `--split all`" in report
+
+
+def test_labels_in_another_case_and_one_that_no_image_has_are_the_models(
+    tmp_path: Path, bundle: Path
+) -> None:
+    labels = tuple(label.upper() for label in LABELS)
+    cohort = make_cohort(
+        tmp_path / "cohort",
+        list(coloured(labels=dict(zip(LABELS, labels, strict=True)))),
+        labels=(*labels, "SCC"),
+        malignant_labels=("MEL", "BCC", "SCC"),
+    )
+    got = evaluate(bundle, cohort, tmp_path / "out", splits=("all",))
+    assert got["conditions"]["image"]["macro_auroc"]["value"] is not None
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Malignant is MEL, BCC, SCC in the cohort and mel, bcc for the model." in report
 
 
 def test_a_bundle_that_does_not_say_what_it_saw_is_refused_unless_allowed(
