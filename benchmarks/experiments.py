@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from bundle.fields import FieldSchema
-from bundle.images import standardise
+from bundle.images import decode_image, standardise
 from cohort.cohort import Cohort
 from cohort.store import prepare
 from cohort.synthetic import synthetic_source
@@ -48,6 +48,7 @@ FloatArray = npt.NDArray[np.float32]
 CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
 # Frozen before the first run: 405 patients train, 405 are held out.
 PATIENTS, SEED = 900, 7
+IMAGE_PX = 64
 FRACTIONS = {"train": 0.45, "val": 0.05, "cal": 0.05, "test": 0.45}
 ANSWERS = "answers.npz"
 TOP, LEAST_LESIONS = 3, 15
@@ -213,13 +214,20 @@ def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.gener
     }
 
 
-def make_cohort(folder: Path) -> Cohort:
-    """Return the experiments' cohort, made on the first call."""
+def make_cohort(folder: Path, image_px: int = IMAGE_PX) -> Cohort:
+    """Return the experiments' cohort, made on the first call; its pictures are of one size."""
     path = folder / "cohort"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        prepare(synthetic_source(patients=PATIENTS, seed=SEED), path, fractions=FRACTIONS)
-    return Cohort.open(path)
+        source = synthetic_source(patients=PATIENTS, seed=SEED, image_px=image_px)
+        prepare(source, path, fractions=FRACTIONS)
+    cohort = Cohort.open(path)
+    (first,) = cohort.images([0])
+    if (side := decode_image(first).width) != image_px:
+        raise SystemExit(
+            f"{path}: expected pictures of {image_px} pixels, got {side}: name another"
+        )
+    return cohort
 
 
 def may_resume(run: Path) -> bool:
@@ -233,6 +241,9 @@ def may_resume(run: Path) -> bool:
 
 def run_cell(variant: Variant, config: Config, cohort: Cohort, out: Path) -> None:
     """Pre-train one cell and leave its answers; nothing is done where they are."""
+    stored = out / "config.json"
+    if stored.exists() and (was := Config.model_validate_json(stored.read_bytes())) != config:
+        raise SystemExit(f"{out} is of images of {was.image.size_px} pixels: name another folder")
     if (out / ANSWERS).exists():
         return
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
@@ -375,7 +386,8 @@ def main() -> None:
     if options.task == "report":
         report(options.folder)
         sys.exit(0)
-    cohort = make_cohort(options.folder)
+    # No picture is enlarged.
+    cohort = make_cohort(options.folder, max(IMAGE_PX, options.size_px or 0))
     for seed in range(options.seeds):
         for variant in VARIANTS:
             if variant.name in options.only:

@@ -8,8 +8,10 @@ that they come from is measured where that cohort is given.
 
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import set_seed
 
+from bundle.errors import TrainingError
 from bundle.fields import FieldSchema
 from cohort.cohort import Cohort
 from training.config import Config
@@ -40,14 +42,21 @@ def adapt(
         cohort: the new data; its fields may be the run's, fewer, or more.
         out: the new run folder.
         source: the cohort that the run comes from; its val split tells what is forgotten.
-        full: train all layers, the attention layers too.
+        full: train the attention layers too, but for blocks that the run froze.
         resume: go on from the folder's last checkpoint.
         report: called after each step with step, total and the step's metrics.
 
     Raises:
-        TrainingError: a field of the cohort contradicts the run's, or there is nothing to train on.
+        TrainingError: the run reads labels, a field of the cohort contradicts the run's, or there
+            is nothing to train on.
     """
     info, config = read_info(run), read_run_config(run)
+    if config.objective.name == "supervised" or config.batch.malignant_patients is not None:
+        raise TrainingError(
+            f"{run}: expected a run that learns without labels, it was trained with "
+            "objective.name supervised or batch.malignant_patients, which read them: pre-train "
+            "another, or train on the new cohort itself"
+        )
     optimiser = config.optimiser.model_copy(update={"adapt_attention": full})
     config = config.model_copy(update={"optimiser": optimiser})
     before = load_towers(run)
@@ -76,7 +85,10 @@ def adapt(
         cohort=source.info.name, before=lost, after=_loss(source, after, schema, config)
     )
     adapted = adapted.model_copy(update={"forgetting": forgetting})
-    write_run(out, after, adapted)
+    process = PartialState()
+    if process.is_main_process:
+        write_run(out, after, adapted)
+    process.wait_for_everyone()
     return adapted
 
 

@@ -263,9 +263,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_positives(self) -> Self:
-        if self.batch.malignant_patients == 1:
+        share, patients = self.batch.malignant_patients, self.batch.patients
+        if share is not None and not 0 < round(share * patients) < patients:
             raise ValueError(
-                "batch.malignant_patients must be below 1: an epoch shows every other patient once"
+                f"batch.malignant_patients must leave 1 to {patients - 1} of batch.patients "
+                f"({patients}) places, got {round(share * patients)}: an epoch shows every other "
+                "patient once"
             )
         return self
 

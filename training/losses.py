@@ -64,7 +64,7 @@ def info_nce(
     if len(first) < 2:
         return Contrast((first.sum() + second.sum()) * 0, 0.0, 0.0)
     logits = scale * first @ second.T
-    # In no less than float32, whatever the towers computed in.
+    # The product is of the towers' precision, all that follows of no less than float32.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = torch.arange(len(first), device=first.device)
     rows = logits.masked_fill(hidden, -torch.inf)

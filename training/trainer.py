@@ -36,7 +36,7 @@ from training.prefetch import one_ahead
 from training.processes import average_gradients, this_process
 from training.progress import StepReport, silent
 from training.record_batches import RecordBatches
-from training.run import RunInfo, SeenGroups, describe_data, write_json, write_run
+from training.run import RunInfo, SeenGroups, describe_data, read_info, write_json, write_run
 from training.sampler import PatientBatches
 from training.schedule import build_optimiser, warmup_cosine
 from training.validation import Validation
@@ -93,6 +93,9 @@ def pretrain(
         _open_run(out, config, resume)
     process.wait_for_everyone()
     set_seed(config.seed)
+    if resume and (out / "run.json").is_file():
+        # Ended: nothing is left to do, and of the best weights nothing is kept beside the run's.
+        return read_info(out)
     rows = load_rows(cohort, ["train"], cohort.info.labels)
     if not len(rows):
         raise TrainingError("the cohort's train split is empty: prepare it again")

@@ -13,7 +13,9 @@ def adapt(
     source: Annotated[
         Path | None, Option(help="the run's own cohort, to measure what is forgotten of it")
     ] = None,
-    full: Annotated[bool, Option("--full", help="train the attention layers too")] = False,
+    full: Annotated[
+        bool, Option("--full", help="train attention layers too, but for frozen blocks")
+    ] = False,
     resume: Annotated[bool, Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Go on pre-training on a new cohort: embedding layers learn, attention layers stay."""

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, Select
 
 from bundle.errors import (
+    CatalogueError,
     DuplicateImage,
     InvalidRecord,
     LesionExists,
@@ -19,13 +20,15 @@ from bundle.errors import (
     RequestKeyReused,
     StaleCatalogue,
     UnknownLesion,
+    UnsupportedVersion,
 )
 from index import cache, eligibility, live
 from index.catalogue import Catalogue
 from index.filters import parse_filter
 from index.lesions import CatalogueLesion, Edit, FloatArray, RequestKey, StoredLesion
 from index.rows import IdArray
-from index.upkeep import verify
+from index.upkeep import back_up, verify
+from index.vectors import FlatIndex
 from tests.fakes import BLUE, GREEN, RED, make_lesion, write_catalogue
 
 BUNDLE_ID = "ab" * 32
@@ -462,3 +465,74 @@ def test_pages_follow_each_other_and_end(catalogue: Catalogue) -> None:
     assert [lesion.lesion_id for lesion in rest] == ["green-1", "green-2"]
     assert end is None
     assert catalogue.lesions_after(10**6, 4) == ([], None)
+
+
+def test_a_catalogue_stays_where_it_was_opened_when_its_link_is_turned(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_catalogue(other, [make_lesion("new", BLUE)]).close()
+    before = {file.name: file.read_bytes() for file in other.iterdir()}
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with Catalogue.open(link, bundle_id=BUNDLE_ID, variant="fp32") as opened:
+        link.unlink()
+        link.symlink_to(other)
+        opened.add([make_lesion("late", GREEN, seed=9)])
+        opened.save()
+    assert {file.name: file.read_bytes() for file in other.iterdir()} == before
+    with Catalogue.open(folder, bundle_id=BUNDLE_ID, variant="fp32") as again:
+        assert "late" in again.lesion_ids()
+
+
+def test_what_is_asked_before_a_change_may_forbid_it(folder: Path) -> None:
+    def forbid() -> None:
+        raise TimeoutError
+
+    with Catalogue.open(folder, bundle_id=BUNDLE_ID, variant="fp32") as catalogue:
+        lesions, revision = catalogue.lesion_ids(), catalogue.revision
+        catalogue.before_change = forbid
+        for change in (
+            lambda: catalogue.add([make_lesion("late", GREEN, seed=9)]),
+            lambda: catalogue.add_once(make_lesion("late", GREEN, seed=9), None),
+            lambda: catalogue.update(min(lesions), Edit({"age_years": 1.0}, {})),
+        ):
+            with pytest.raises(TimeoutError):
+                change()
+        assert (catalogue.lesion_ids(), catalogue.revision) == (lesions, revision)
+
+
+def test_vectors_that_cannot_be_written_leave_no_part(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(index: FlatIndex, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("No space left on device")
+
+    with Catalogue.open(folder, bundle_id=BUNDLE_ID, variant="fp32") as catalogue:
+        catalogue.add([make_lesion("late", GREEN, seed=9)])
+        with monkeypatch.context() as patched:
+            patched.setattr(FlatIndex, "save", fill_the_disk)
+            with pytest.raises(CatalogueError, match="cannot be written"):
+                catalogue.save()
+        assert not list(folder.glob("*.part"))
+
+
+def test_only_its_owner_may_look_into_a_catalogue(folder: Path) -> None:
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_who_only_looks_changes_no_table(folder: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(folder / "catalogue.sqlite")) as database:
+        (version,) = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        older = f"{int(version) - 1:04d}"
+        database.execute("UPDATE alembic_version SET version_num = ?", [older])
+        database.commit()
+    with pytest.raises(UnsupportedVersion, match="what only looks changes nothing"):
+        verify(folder)
+    copy = back_up(folder, tmp_path / "backup")
+    for path in (folder / "catalogue.sqlite", copy):
+        with closing(sqlite3.connect(path)) as database:
+            assert database.execute("SELECT version_num FROM alembic_version").fetchone() == (
+                older,
+            )

@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from bundle.errors import InvalidSettings
 from service.access.callers import Scope
+from service.access.mode import Mode, choose_mode
 from service.access.routes import NEEDED, OPEN, RouteTable
 from service.app import create_app
 from service.errors import LedgerError
@@ -499,3 +500,8 @@ def test_a_key_that_asks_is_noted_by_the_hour(
     engine.dispose()
     assert used[site.keys["write"].split("_")[1]] is not None
     assert used[site.keys["revoked"].split("_")[1]] is None
+
+
+def test_behind_a_proxy_nobody_is_local() -> None:
+    assert choose_mode(Settings()) is Mode.LOOPBACK
+    assert choose_mode(Settings(trusted_proxies="127.0.0.1")) is Mode.REQUIRED

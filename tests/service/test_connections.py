@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -302,6 +303,35 @@ def test_a_long_head_that_comes_in_small_parts_is_refused(
         trickle.join()
     assert b"200 OK" in answer
     assert b"400 Bad Request" in answer
+
+
+def test_requests_that_wait_for_one_answer_are_few(server: tuple[DrainingServer, int]) -> None:
+    with connect(server[1]) as opened:
+        opened.sendall((HEAD + b"\r\n") * 4000)
+        answers = read_all(opened)
+    assert 1 <= answers.count(b"HTTP/1.1 200 OK") <= connections.MAX_PIPELINED + 2
+
+
+def test_what_stands_behind_a_request_that_was_turned_away_is_not_done(
+    make_app: Callable[..., FastAPI],
+) -> None:
+    app = make_app()
+    app.state.service.scheduler._capacity = 0
+    done: list[str] = []
+    turnstile = app.state.turnstile
+    meet = turnstile.meet
+
+    def meet_noting(app: Any, scope: Any) -> Any:
+        done.append(scope["method"])
+        return meet(app, scope)
+
+    turnstile.meet = meet_noting
+    body = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nabcd"
+    with serving(app) as (_, port), connect(port) as opened:
+        opened.sendall(body + b"DELETE /patients/p1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = read_all(opened)
+    assert b"429" in answer.split(b"\r\n")[0]
+    assert done == ["POST"]
 
 
 def test_requests_that_are_sent_at_once_are_answered_in_turn(

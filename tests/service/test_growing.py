@@ -20,6 +20,7 @@ from bundle.images import content_hash, decode_image
 from index.catalogue import Catalogue
 from index.upkeep import rebuild, verify
 from service import growing, pictures
+from service.embeddings import EmbeddingCache
 from service.growing import Diagnosis, NewLesion
 from service.ledger.erasures import Erasures
 from service.runtime import Runtime
@@ -271,3 +272,17 @@ def test_images_are_not_asked_for_twice_in_a_patients_context(site: TestClient) 
     post(site, draw_image(RED, seed=30), lesion_id="new", patient_id="red")
     said = ask(site, "/risk", draw_image(RED, seed=31), patient_id="red").json()
     assert said["patient"]["lesions_from_catalogue"] == 3
+
+
+def test_an_erasure_of_whom_the_catalogue_does_not_hold_forgets_pictures_as_well(
+    tmp_path: Path, make_app: Callable[..., FastAPI], make_runtime: Callable[..., Runtime]
+) -> None:
+    cache, erasures = EmbeddingCache(1), Erasures(tmp_path / "ledger")
+    with write_catalogue(tmp_path / "catalogue", [make_lesion("red", RED)]) as catalogue:
+        runtime = make_runtime(catalogue=catalogue, erasures=erasures, cache=cache)
+        with TestClient(make_app(runtime)) as client:
+            answer(client, "/classify", draw_image(GREEN, seed=5))
+            assert cache.size_bytes > 0
+            assert client.delete("/patients/somebody").status_code == 404
+            assert cache.size_bytes == 0
+    erasures.close()

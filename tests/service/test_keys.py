@@ -145,3 +145,19 @@ def test_a_ledger_that_breaks_while_it_is_used_lets_nobody_in(engine: Engine) ->
         connection.execute(text("DROP TABLE api_key"))
     with pytest.raises(LedgerError):
         keys.authenticate(key)
+
+
+def test_a_ledger_that_takes_no_row_lets_those_in_whom_it_knows(engine: Engine) -> None:
+    clock = Clock()
+    keys = ApiKeys(engine, clock)
+    key, made = keys.create(label="a", scope=Scope.READ)
+    clock.time = START + datetime.timedelta(hours=2)
+    with writing(engine).begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TRIGGER full BEFORE UPDATE ON api_key "
+                "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+        )
+    assert keys.authenticate(key).key_id == made.key_id
+    assert keys.list()[0].last_used_at is None

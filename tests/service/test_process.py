@@ -3,10 +3,15 @@
 import gc
 import signal
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import SIGNALS
 
 from service import server
+from service.server import Supervisor
 from service.settings import Settings
 
 
@@ -35,3 +40,70 @@ def test_a_service_seeks_the_cycles_that_requests_leave_and_leaves_imports_out(
     ((threshold, frozen),) = seen
     assert threshold == server.CYCLES_SOUGHT_AFTER
     assert frozen > 10_000
+
+
+class Worker:
+    """Stands for a process of the supervisor's: how it is, and what became of it."""
+
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, *_: Any, exitcode: int | None = None) -> None:
+        self.exitcode, self.process = exitcode, self
+        self.made.append(self)
+
+    def is_alive(self, timeout: float = 0) -> bool:
+        return self.exitcode is None
+
+    def is_ready(self, timeout: float = 0) -> bool:
+        return self.exitcode is None
+
+    def start(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def join(self) -> None: ...
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    """A supervisor whose workers are none, and who tries again at once."""
+    monkeypatch.setattr(server, "Process", Worker)
+    monkeypatch.setattr(server, "RETRY_S", 0)
+    monkeypatch.setattr(Worker, "made", [])
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield Supervisor(uvicorn.Config(lambda: None, workers=2), sockets=[])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_worker_that_cannot_start_anew_takes_nobody_with_it(supervisor: Supervisor) -> None:
+    healthy: Any = Worker()
+    dead: Any = Worker(exitcode=STARTUP_FAILURE)
+    supervisor.processes = [dead, healthy]
+    supervisor.keep_subprocess_alive()
+    assert not supervisor.should_exit.is_set()
+    assert supervisor.processes[1] is healthy
+    # Tried again, and again, until it starts.
+    supervisor.keep_subprocess_alive()
+    assert supervisor.processes[0] is Worker.made[-1]
+    Worker.made[-1].exitcode = STARTUP_FAILURE
+    supervisor.keep_subprocess_alive()
+    supervisor.keep_subprocess_alive()
+    assert supervisor.processes[0].is_alive()
+    assert not supervisor.failed
+
+
+def test_where_no_worker_can_start_the_service_ends_and_says_so(supervisor: Supervisor) -> None:
+    dead: Any = Worker(exitcode=STARTUP_FAILURE)
+    supervisor.processes = [dead, dead]
+    supervisor.keep_subprocess_alive()
+    assert supervisor.should_exit.is_set()
+    assert supervisor.failed
+
+
+def test_one_that_dies_is_replaced_at_once(supervisor: Supervisor) -> None:
+    killed: Any = Worker(exitcode=-9)
+    healthy: Any = Worker()
+    supervisor.processes = [killed, healthy]
+    supervisor.keep_subprocess_alive()
+    assert supervisor.processes[0] is Worker.made[-1]

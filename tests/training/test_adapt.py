@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from bundle.errors import TrainingError
 from bundle.fields import Field, FieldSchema
 from cohort.cohort import Cohort
-from tests.training.squares import SCHEMA, squares, write_cohort
+from tests.training.squares import SCHEMA, squares, tiny_config, write_cohort
 from training.adapt import adapt
 from training.data import load_rows
 from training.growth import grow, join_schemas
 from training.image_encoder import block_of
 from training.record_encoder import RecordEncoder
 from training.run import TOWERS, load_towers, read_info, read_run_config
+from training.trainer import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,16 @@ def test_a_field_that_contradicts_the_runs_is_refused(
     with pytest.raises(TrainingError, match=f"{known.name}: expected {said}"):
         adapt(pretrained, cohort, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"objective": {"name": "supervised"}}, {"batch": {"malignant_patients": 0.5}}],
+)
+def test_a_run_that_reads_labels_is_not_adapted(
+    cohort: Cohort, other: Cohort, tmp_path: Path, settings: dict[str, dict[str, Any]]
+) -> None:
+    pretrain(cohort, tiny_config(**settings), tmp_path / "run")
+    with pytest.raises(TrainingError, match="learns without labels"):
+        adapt(tmp_path / "run", other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -33,6 +33,8 @@ def test_the_demos_file_is_accepted() -> None:
         ("[optimiser]\nepochs = 0", r"optimiser\.epochs"),
         ("[fit]\nalpha = 'small'", r"fit\.alpha"),
         ("precision = 'fp8'", "precision"),
+        ("[batch]\npatients = 4\nmalignant_patients = 0.9", "leave 1 to 3 .* got 4"),
+        ("[batch]\npatients = 8\nmalignant_patients = 0.05", "leave 1 to 7 .* got 0"),
         ("[image]\nsize_px = 300", r"image\.resize_px"),
     ],
 )

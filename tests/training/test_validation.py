@@ -65,6 +65,10 @@ def test_every_epoch_logs_its_loss_and_the_run_keeps_the_best(
     measured = Validation(cohort, schema, config, (0, 1))
     assert measured.loss(towers, towers.weights) == pytest.approx(min(losses), rel=1e-5)
     assert not (tmp_path / "run" / BEST).exists()
+    # Whoever resumes what has ended finds it ended.
+    weights = (tmp_path / "run" / TOWERS).read_bytes()
+    assert pretrain(cohort, config, tmp_path / "run", resume=True) == read_info(tmp_path / "run")
+    assert (tmp_path / "run" / TOWERS).read_bytes() == weights
 
 
 def test_what_chose_the_weights_was_seen(cohort: Cohort, pretrained: Path, tmp_path: Path) -> None:
