@@ -85,8 +85,9 @@ def test_a_worker_that_cannot_start_anew_takes_nobody_with_it(supervisor: Superv
     assert supervisor.processes[1] is healthy
     # Tried again, and again, until it starts.
     supervisor.keep_subprocess_alive()
-    assert supervisor.processes[0] is Worker.made[-1]
-    Worker.made[-1].exitcode = STARTUP_FAILURE
+    again = Worker.made[-1]
+    assert supervisor.processes[0] == again
+    again.exitcode = STARTUP_FAILURE
     supervisor.keep_subprocess_alive()
     supervisor.keep_subprocess_alive()
     assert supervisor.processes[0].is_alive()
