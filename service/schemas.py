@@ -383,7 +383,11 @@ class ModelResponse(Envelope, Warned):
     embedding_dim: int
     has_context: bool
     has_novelty_check: bool
-    training_prevalence: Share
+    prevalence: dict[str, Share] = Field(
+        description="each label's share of the lesions in training, at which answers hold; "
+        "probability / prevalence decides as if all labels were equally frequent"
+    )
+    training_prevalence: Share = Field(description="the malignant labels' together")
     site_prevalence: Share | None
     calibration: dict[Source, CalibrationDescription]
     operating_points: tuple[OperatingPointDescription, ...]

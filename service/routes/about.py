@@ -62,6 +62,7 @@ def _describe_bundle(runtime: Runtime) -> dict[str, Any]:
         "embedding_dim": manifest.embedding_dim,
         "has_context": models.encoders.has_context,
         "has_novelty_check": models.novelty is not None,
+        "prevalence": calibration.prevalence,
         "training_prevalence": models.trained_prevalence,
         "calibration": _describe_calibration(calibration),
         "operating_points": tuple(

@@ -29,6 +29,8 @@ def test_the_model_says_what_it_is_for_and_on_what_evidence(client: TestClient) 
     assert said["intended_use"] == RESEARCH_USE
     assert tuple(said["labels"]) == LABELS
     assert said["training_prevalence"] == pytest.approx(0.2)
+    assert list(said["prevalence"]) == list(LABELS)
+    assert sum(said["prevalence"].values()) == pytest.approx(1)
     assert said["site_prevalence"] is None
     assert said["calibration"]["missing"]["coverage"] == pytest.approx(0.9)
     assert said["operating_points"][0]["sensitivity"] == 0.95
