@@ -117,7 +117,7 @@ def write_cache(
         sync(folder)
         staged_description.rename(folder / DESCRIPTION)
         sync(folder)
-    except BaseException as error:
+    except (OSError, RuntimeError) as error:
         for name in FILES:
             (folder / f"{name}{STAGED}").unlink(missing_ok=True)
         # FAISS has no error of its own for a disk that is full.
