@@ -1,13 +1,14 @@
 """Pictures of several requests through the image encoder: one by one, side by side or together.
 
 What pays is measured when the service starts. On a few processors it is mostly one run beside the
-other, each of one picture and one thread; a picture that is the only one inside has all threads. On
-an accelerator, or where batches pay more, one run takes a power of two of what waits. Interactive
+other, each of one thread; a picture that is the only one inside has all threads. Where larger
+batches pay, a run takes a power of two of what waits, and leaves other runs their part. Interactive
 requests go first, but for one run in a few. A run that fails is repeated picture by picture, so
 that one poisonous picture fails alone. Whoever waits for nobody is passed over.
 """
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -36,7 +37,7 @@ LEAST_GAIN = 1.05
 # begins only when its last picture is there.
 LEAST_WIDE_GAIN = 1.25
 ROUNDS = 3
-# Of each thread when runs side by side are timed, so that they do not all begin and end together.
+# Of each thread when runs of one picture are timed side by side: they do not all end together.
 RUNS_EACH = 2
 # Of threads that run the encoder, of 0 to 19.
 NICENESS = 5
@@ -47,12 +48,13 @@ class Batching:
     """How pictures go through the encoder.
 
     Attributes:
-        max_batch: pictures of one run, a power of two.
+        max_batch: pictures of one run at most, a power of two.
         at_once: runs side by side, each of one thread where there are several.
         max_delay_s: how long a picture waits for the company of requests that are inside.
         rates: batch to images a second of one run with all threads, as measured when the service
             started; empty where the site chose.
-        side_by_side_rate: images a second of runs side by side; None where not measured.
+        side_by_side_rate: images a second of runs side by side at their best batch; None where not
+            measured.
     """
 
     max_batch: int = 1
@@ -274,17 +276,23 @@ class BatchedEncoders:
 
     def _await_company(self) -> None:
         until = time.monotonic() + self.batching.max_delay_s
-        while self.waiting < min(self.batching.max_batch, self._inside()):
+        wanted = math.ceil(self._inside() / self.batching.at_once)
+        while self.waiting < min(self.batching.max_batch, wanted):
             if not self._changed.wait(until - time.monotonic()):
                 return
 
     def _take(self) -> list[_Item]:
-        """Return the next batch: a power of two, or one picture that is to be alone."""
+        """Return the next batch: a power of two, or one picture that is to be alone.
+
+        Runs that begin beside this one find their part.
+        """
         batch: list[_Item] = []
+        beginning = max(1, sum(not run.batch for run in self._runs))
+        room = min(self.batching.max_batch, max(1, math.ceil(self.waiting / beginning)))
         self._taken += 1
         lanes = list(self._lanes.values())
         for lane in reversed(lanes) if self._taken % BULK_TURN == 0 else lanes:
-            while lane and len(batch) < self.batching.max_batch:
+            while lane and len(batch) < room:
                 if lane[0].is_alone and batch:
                     break
                 item = lane.popleft()
@@ -347,19 +355,28 @@ def measure_batching(
         narrow: the same with one thread an inference; None where runs side by side are no choice.
         at_once: how many of those may run side by side.
     """
+    best, rates = _climb(lambda batch: _rate(encoders, size_px, batch))
+    if narrow is not None:
+        beside, found = _climb(lambda batch: _rate_side_by_side(narrow, size_px, at_once, batch))
+        if found[beside] * LEAST_WIDE_GAIN >= rates[best]:
+            delay_s = max_delay_s if beside > 1 else 0.0
+            return Batching(beside, at_once, delay_s, rates, found[beside])
+    else:
+        found = {}
+    side_by_side = max(found.values(), default=None)
+    return Batching(best, 1, max_delay_s if best > 1 else 0.0, rates, side_by_side)
+
+
+def _climb(rate: Callable[[int], float]) -> tuple[int, dict[int, float]]:
+    """Return the batch that pays, and the rates: one twice as large is tried while the last did."""
     rates: dict[int, float] = {}
-    best, batch = 1, 1
-    while batch <= LARGEST_BATCH:
-        rates[batch] = _rate(encoders, size_px, batch)
+    best = batch = 1
+    while batch <= LARGEST_BATCH and best * 2 >= batch:
+        rates[batch] = rate(batch)
         if rates[batch] >= rates[best] * LEAST_GAIN:
             best = batch
-        if best < batch:
-            break
         batch *= 2
-    beside = None if narrow is None else _rate_side_by_side(narrow, size_px, at_once)
-    if beside is not None and beside * LEAST_WIDE_GAIN >= rates[best]:
-        return Batching(1, at_once, 0.0, rates, beside)
-    return Batching(best, 1, max_delay_s if best > 1 else 0.0, rates, beside)
+    return best, rates
 
 
 def warm(encoders: Encoders, size_px: int, max_batch: int) -> None:
@@ -373,15 +390,17 @@ def _rate(encoders: Encoders, size_px: int, batch: int) -> float:
     return batch / _median_s(lambda: encoders.embed_images(pixels))
 
 
-def _rate_side_by_side(encoders: Encoders, size_px: int, at_once: int) -> float:
-    pixels = np.zeros((1, 3, size_px, size_px), np.float32)
+def _rate_side_by_side(encoders: Encoders, size_px: int, at_once: int, batch: int) -> float:
+    pixels = np.zeros((batch, 3, size_px, size_px), np.float32)
+    runs = RUNS_EACH if batch == 1 else 1
 
     def run(_: int) -> None:
-        for _ in range(RUNS_EACH):
+        for _ in range(runs):
             encoders.embed_images(pixels)
 
     with ThreadPoolExecutor(at_once) as threads:
-        return RUNS_EACH * at_once / _median_s(lambda: list(threads.map(run, range(at_once))))
+        took = _median_s(lambda: list(threads.map(run, range(at_once))))
+    return runs * at_once * batch / took
 
 
 def _median_s(work: Callable[[], object]) -> float:

@@ -213,6 +213,21 @@ def test_as_many_runs_as_were_chosen_go_side_by_side_one_picture_each(watched: W
     assert not watched.batches
 
 
+def test_runs_side_by_side_share_what_waits(watched: Watched) -> None:
+    narrow = Watched()
+    batching = Batching(max_batch=8, at_once=2)
+    callers = Callers(BatchedEncoders(watched, batching, narrow=narrow, inside=lambda: 10))
+    asked = [callers.ask(number)[0] for number in (1, 2)]
+    wait_for(lambda: callers.encoders.waiting == 0)
+    asked += [callers.ask(number)[0] for number in (3, 4, 5, 6)]
+    narrow.may.set()
+    assert [one.result()[0, 0] for one in asked] == [1, 2, 3, 4, 5, 6]
+    wait_for(lambda: callers.encoders.busy_s == 0)
+    # Whoever is done first takes all that waits then: nobody else begins.
+    assert sorted(map(len, narrow.batches)) in ([1, 1, 4], [1, 1, 2, 2], [1, 1, 1, 1, 2])
+    assert not watched.batches
+
+
 def test_a_picture_that_is_the_only_one_inside_has_all_threads(watched: Watched) -> None:
     narrow = Watched()
     callers = side_by_side(watched, narrow, inside=lambda: 1)
@@ -351,10 +366,23 @@ def test_runs_go_side_by_side_unless_all_threads_in_one_pay_much_more(
     rates = rates if batch_of_8 > 10 else dict.fromkeys(rates, 10.0)
     monkeypatch.setattr("service.batching._rate", lambda encoders, size_px, batch: rates[batch])
     monkeypatch.setattr("service.batching._rate_side_by_side", lambda *_: beside)
+    # Batches of runs side by side pay nothing here.
     found = measure_batching(FakeEncoders(), 4, 0.5, narrow=FakeEncoders(), at_once=2)
     assert (found.at_once, found.max_batch) == (at_once, max_batch)
     assert found.max_delay_s == (0.5 if max_batch > 1 else 0)
     assert found.side_by_side_rate == beside
+
+
+def test_runs_side_by_side_take_the_batch_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = {1: 10.0, 2: 16.0, 4: 20.0, 8: 20.5}
+    monkeypatch.setattr("service.batching._rate", lambda *_: 10.0)
+    monkeypatch.setattr(
+        "service.batching._rate_side_by_side",
+        lambda encoders, size_px, at_once, batch: beside[batch],
+    )
+    found = measure_batching(FakeEncoders(), 4, 0.5, narrow=FakeEncoders(), at_once=2)
+    assert (found.at_once, found.max_batch, found.side_by_side_rate) == (2, 4, 20.0)
+    assert found.max_delay_s == 0.5
 
 
 def test_runs_side_by_side_are_timed_together() -> None:
