@@ -16,6 +16,8 @@ from benchmarks.kill_writes import (
 )
 
 KILLS = 3
+# Which of its writes a writer has got through by then is chance, on a busy machine above all.
+MOST_KILLS = 12
 
 
 @pytest.mark.slow
@@ -26,6 +28,9 @@ def test_no_acknowledged_write_is_lost_and_none_comes_back_when_services_are_kil
     with two_services(tmp_path) as site:
         kill_under_writes(site, books, random.Random(0), KILLS, both_every=KILLS)
         assert books.kills == KILLS
+        rng = random.Random(1)
+        while set(books.shared) != set(OWN_FIELDS) and books.kills < MOST_KILLS:
+            kill_under_writes(site, books, rng, 1, both_every=KILLS)
         assert books.present
         assert books.gone
         assert set(books.shared) == set(OWN_FIELDS)

@@ -166,7 +166,12 @@ def test_adapt_and_fit_remember_every_group_that_was_seen(site: Site) -> None:
 
 def test_evaluate_measures_the_held_out_patients_and_shows_the_report(site: Site) -> None:
     metrics = json.loads((site / "figures/metrics.json").read_text())
-    assert metrics["seen"] == {"groups": 0, "mark": None}
+    assert metrics["seen"] == {
+        "groups": 0,
+        "mark": None,
+        "images_left_out": 0,
+        "unseen_images_elsewhere": None,
+    }
     assert (site / "figures/report.md").read_text() in site.ended["evaluate"].out
     cohort = Cohort.open(site / "cohort").table().to_pydict()
     test = {i for i, s in zip(cohort["image_id"], cohort["split"], strict=True) if s == "test"}
