@@ -111,18 +111,6 @@ def decode_image(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> Image.Imag
         return _fresh_pixels(_to_srgb(image))
 
 
-def check_header(data: bytes, limits: ImageLimits = COHORT_LIMITS) -> None:
-    """Refuse what `decode_image` would refuse by its header; nothing is decoded.
-
-    Raises:
-        ImageTooLarge: bytes, pixels or a side exceed the limits.
-        UnsupportedFormat: the content is not of an accepted format.
-        InvalidImage: the header is broken, or there are several frames.
-    """
-    with _opened(data, limits):
-        pass
-
-
 @contextmanager
 def _opened(data: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
     """Give the image once its header is accepted; what its decoder raises becomes our errors."""

@@ -24,6 +24,8 @@ DESCRIPTION = "vectors.json"
 # In the order in which they go: vectors without a description are no cache.
 FILES = (DESCRIPTION, NEAR, VECTORS)
 STAGED = ".part"
+# What a write that was cut off leaves.
+PARTS = tuple(f"{name}{STAGED}" for name in FILES)
 REMEDY = f"remove {VECTORS} and {DESCRIPTION}: they are made again from the database"
 
 
@@ -118,8 +120,7 @@ def write_cache(
         staged_description.rename(folder / DESCRIPTION)
         sync(folder)
     except (OSError, RuntimeError) as error:
-        for name in FILES:
-            (folder / f"{name}{STAGED}").unlink(missing_ok=True)
+        _remove(folder, PARTS)
         # FAISS has no error of its own for a disk that is full.
         if isinstance(error, RuntimeError):
             raise CatalogueError(f"{folder}: the vectors cannot be written ({error})") from None
@@ -128,7 +129,7 @@ def write_cache(
 
 def drop_cache(folder: Path) -> None:
     """Remove the cache, and what a write that was cut off left of one; SQL makes it again."""
-    _remove(folder, [*FILES, *(f"{name}{STAGED}" for name in FILES)])
+    _remove(folder, [*FILES, *PARTS])
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

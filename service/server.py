@@ -24,7 +24,7 @@ from service.app import create_app
 from service.connections import BoundedConnection
 from service.logging import log_libraries
 from service.settings import PREFIX, Settings
-from service.state import Service
+from service.state import LOAD_AGAIN_S, STALLED_EXIT, Service
 
 POLL_S = 0.05
 # How long a thread may keep others from Python, a tenth of the interpreter's default: the event
@@ -35,12 +35,9 @@ CYCLES_SOUGHT_AFTER = (700, 10, 10)
 # A worker loads its bundle, and answers its keeper, within this time.
 WORKER_ANSWERS_WITHIN_S = 120
 DRAIN_SIGNAL = signal.SIGUSR1
-# Until a worker that could not be started is tried again.
-RETRY_S = 5.0
 # A process that was told to stop and has let go of all its requests has ended within this time: a
 # thread that hangs inside a model cannot be stopped, and would keep it, and its keeper, for ever.
 ENDED_WITHIN_S = 10.0
-HUNG_EXIT = 70
 NO_SWAP = "a swap without a lost request needs two processes: set SLIMP_WORKERS=2, or start anew"
 
 
@@ -104,7 +101,7 @@ def worker_app() -> FastAPI:
 
 
 def _end_in_time() -> None:
-    timer = threading.Timer(ENDED_WITHIN_S, os._exit, [HUNG_EXIT])
+    timer = threading.Timer(ENDED_WITHIN_S, os._exit, [STALLED_EXIT])
     timer.daemon = True
     timer.start()
 
@@ -145,7 +142,7 @@ class Supervisor(Multiprocess):
             process.join()
             if process.exitcode == STARTUP_FAILURE:
                 waited_for = place in self._again_at
-                self._again_at[place] = time.monotonic() + RETRY_S
+                self._again_at[place] = time.monotonic() + LOAD_AGAIN_S
                 if not self._others_serve():
                     self.failed = True
                     self.should_exit.set()

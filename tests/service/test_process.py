@@ -68,7 +68,7 @@ class Worker:
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """A supervisor whose workers are none, and who tries again at once."""
     monkeypatch.setattr(server, "Process", Worker)
-    monkeypatch.setattr(server, "RETRY_S", 0)
+    monkeypatch.setattr(server, "LOAD_AGAIN_S", 0)
     monkeypatch.setattr(Worker, "made", [])
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield Supervisor(uvicorn.Config(lambda: None, workers=2), sockets=[])
