@@ -36,7 +36,7 @@ LEAST_GAIN = 1.05
 # for each other, awake, and take from decoding and answering what those leave to it; a batch also
 # begins only when its last picture is there.
 LEAST_WIDE_GAIN = 1.25
-ROUNDS = 3
+ROUNDS = 4
 # Of each thread when runs of one picture are timed side by side: they do not all end together.
 RUNS_EACH = 2
 # Of threads that run the encoder, of 0 to 19.
@@ -337,7 +337,7 @@ def _wait(item: _Item) -> FloatArray:
 def measure_batching(
     encoders: Encoders,
     size_px: int,
-    max_delay_s: float,
+    max_delay_s: float | None,
     *,
     narrow: Encoders | None = None,
     at_once: int = 1,
@@ -351,7 +351,8 @@ def measure_batching(
     Args:
         encoders: the models; nobody else uses them meanwhile.
         size_px: side of the pictures.
-        max_delay_s: how long a picture may wait for company where batches pay.
+        max_delay_s: how long a picture may wait for company where batches pay; None is as long as
+            one picture takes. Processors that encode nothing meanwhile decode the company.
         narrow: the same with one thread an inference; None where runs side by side are no choice.
         at_once: how many of those may run side by side.
     """
@@ -359,12 +360,35 @@ def measure_batching(
     if narrow is not None:
         beside, found = _climb(lambda batch: _rate_side_by_side(narrow, size_px, at_once, batch))
         if found[beside] * LEAST_WIDE_GAIN >= rates[best]:
-            delay_s = max_delay_s if beside > 1 else 0.0
+            delay_s = _delay_s(max_delay_s, beside, at_once / found[1])
             return Batching(beside, at_once, delay_s, rates, found[beside])
     else:
         found = {}
     side_by_side = max(found.values(), default=None)
-    return Batching(best, 1, max_delay_s if best > 1 else 0.0, rates, side_by_side)
+    return Batching(best, 1, _delay_s(max_delay_s, best, 1 / rates[1]), rates, side_by_side)
+
+
+def fixed_batching(
+    encoders: Encoders, size_px: int, max_batch: int, max_delay_s: float | None
+) -> Batching:
+    """Return batches that a site chose, each of which has run once: some runtimes compile then.
+
+    Args:
+        encoders: the models; nobody else uses them meanwhile.
+        size_px: side of the pictures.
+        max_batch: pictures of one run at most, a power of two.
+        max_delay_s: how long a picture may wait for company; None is as long as one picture takes.
+    """
+    for power in range(max_batch.bit_length()):
+        encoders.embed_images(np.zeros((1 << power, 3, size_px, size_px), np.float32))
+    one_s = 1 / _rate(encoders, size_px, 1)
+    return Batching(max_batch, max_delay_s=_delay_s(max_delay_s, max_batch, one_s))
+
+
+def _delay_s(chosen: float | None, max_batch: int, one_picture_s: float) -> float:
+    if max_batch == 1:
+        return 0.0
+    return one_picture_s if chosen is None else chosen
 
 
 def _climb(rate: Callable[[int], float]) -> tuple[int, dict[int, float]]:
@@ -379,15 +403,9 @@ def _climb(rate: Callable[[int], float]) -> tuple[int, dict[int, float]]:
     return best, rates
 
 
-def warm(encoders: Encoders, size_px: int, max_batch: int) -> None:
-    """Run every batch that may be used once: some runtimes compile at the first."""
-    for power in range(max_batch.bit_length()):
-        encoders.embed_images(np.zeros((1 << power, 3, size_px, size_px), np.float32))
-
-
 def _rate(encoders: Encoders, size_px: int, batch: int) -> float:
     pixels = np.zeros((batch, 3, size_px, size_px), np.float32)
-    return batch / _median_s(lambda: encoders.embed_images(pixels))
+    return batch / _least_s(lambda: encoders.embed_images(pixels))
 
 
 def _rate_side_by_side(encoders: Encoders, size_px: int, at_once: int, batch: int) -> float:
@@ -399,16 +417,16 @@ def _rate_side_by_side(encoders: Encoders, size_px: int, at_once: int, batch: in
             encoders.embed_images(pixels)
 
     with ThreadPoolExecutor(at_once) as threads:
-        took = _median_s(lambda: list(threads.map(run, range(at_once))))
+        took = _least_s(lambda: list(threads.map(run, range(at_once))))
     return runs * at_once * batch / took
 
 
-def _median_s(work: Callable[[], object]) -> float:
-    """Return the seconds that the work takes once it is warm."""
+def _least_s(work: Callable[[], object]) -> float:
+    """Return the seconds that the work takes once it is warm, and nothing else is in its way."""
     work()
     took = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
         work()
         took.append(time.perf_counter() - started)
-    return float(np.median(took))
+    return min(took)

@@ -18,7 +18,7 @@ from index.extrapolation import Extrapolated
 from index.filters import Filter, parse_filter
 from index.lesions import Receipt, RequestKey
 from service.assessment import assess, assess_each
-from service.batching import BatchedEncoders, Batching, measure_batching, warm
+from service.batching import BatchedEncoders, fixed_batching, measure_batching
 from service.context import Candidate, answer_risk
 from service.embeddings import EmbeddingCache
 from service.errors import InvalidRequest, LedgerError
@@ -453,15 +453,15 @@ def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> R
 
 def _queued(models: Models, settings: Settings, inside: Callable[[], int]) -> Models:
     """Return the models with the image encoder behind a queue, warm."""
-    size_px, delay_s = models.manifest.image_input.size_px, settings.batch_delay_ms / 1000
+    size_px, delay_ms = models.manifest.image_input.size_px, settings.batch_delay_ms
+    delay_s = None if delay_ms is None else delay_ms / 1000
     threads = settings.threads or available_cpus()
     if settings.max_batch == 0:
         batching = measure_batching(
             models.encoders, size_px, delay_s, narrow=models.narrow, at_once=threads
         )
     else:
-        batching = Batching(settings.max_batch, max_delay_s=delay_s)
-        warm(models.encoders, size_px, settings.max_batch)
+        batching = fixed_batching(models.encoders, size_px, settings.max_batch, delay_s)
     narrow = models.narrow if batching.at_once > 1 else None
     return replace(
         models,

@@ -157,15 +157,16 @@ class Settings(BaseSettings):
         ge=0,
         le=64,
     )
-    batch_delay_ms: float = setting(
-        2.0,
-        "how long a picture waits for those of other requests that are inside, where batches pay",
+    batch_delay_ms: float | None = setting(
+        None,
+        "how long a picture waits for those of other requests that are inside, where batches pay; "
+        "without it as long as one picture takes, measured at start",
         unit="milliseconds",
         ge=0,
         le=1000,
     )
     max_concurrency: int = setting(
-        8,
+        16,
         "requests that are worked on at the same time; as many as there are processors decode, the "
         "others wait for the image encoder. Bulk requests (`Priority: u=5` or higher) have half",
         unit="requests",

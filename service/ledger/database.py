@@ -3,6 +3,7 @@
 Nothing here knows what the tables hold. A new table is a class in `tables.py` and a migration.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +54,9 @@ def reporting_damage(path: Path) -> Iterator[None]:
         yield
     except UnsupportedVersion as error:
         raise LedgerError(str(error)) from None
-    except DatabaseError as error:
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        reason = error.orig if isinstance(error, DatabaseError) else error
         raise LedgerError(
-            f"{path}: the ledger cannot be used ({error.orig}): its folder must be writable, and "
+            f"{path}: the ledger cannot be used ({reason}): its folder must be writable, and "
             "the file a sound database; restore it from a backup if it is damaged"
         ) from None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import InferenceError, Overloaded
-from service.batching import BatchedEncoders, Batching, measure_batching, warm
+from service.batching import BatchedEncoders, Batching, fixed_batching, measure_batching
 from service.errors import TimedOut
 from service.tickets import BULK_TURN, Lane, Ticket, current_ticket, lane_of
 from tests.fakes import DIM, FakeEncoders
@@ -430,10 +430,27 @@ class Niceness(FakeEncoders):
         return super().embed_images(pixels)
 
 
-def test_every_batch_that_may_be_used_is_warmed(watched: Watched) -> None:
+def test_every_batch_that_a_site_allows_has_run_before_the_first_request(watched: Watched) -> None:
     watched.may.set()
-    warm(watched, 2, 8)
-    assert [len(batch) for batch in watched.batches] == [1, 2, 4, 8]
+    assert fixed_batching(watched, 2, 8, 0.5) == Batching(8, max_delay_s=0.5)
+    assert [len(batch) for batch in watched.batches[:4]] == [1, 2, 4, 8]
+
+
+def test_company_is_awaited_as_long_as_one_picture_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batching._rate", lambda encoders, size_px, batch: 10.0 * batch)
+    encoders = FakeEncoders()
+    assert fixed_batching(encoders, 2, 1, None).max_delay_s == 0
+    assert fixed_batching(encoders, 2, 8, None).max_delay_s == pytest.approx(0.1)
+    assert measure_batching(encoders, 2, None).max_delay_s == pytest.approx(0.1)
+    # Two runs side by side that make 40 a second take 50 ms each.
+    paying = {1: 40.0, 2: 80.0, 4: 160.0, 8: 320.0}
+    monkeypatch.setattr(
+        "service.batching._rate_side_by_side",
+        lambda encoders, size_px, at_once, batch: paying[batch],
+    )
+    beside = measure_batching(encoders, 2, None, narrow=encoders, at_once=2)
+    assert (beside.at_once, beside.max_batch) == (2, 8)
+    assert beside.max_delay_s == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
