@@ -77,7 +77,7 @@ class AuditTrail:
                 event = self._event(scope, message["status"])
                 if event is not None:
                     try:
-                        await asyncio.to_thread(audit.append, event)
+                        await asyncio.wrap_future(audit.submit(event))
                     except LedgerError as error:
                         is_replaced = True
                         answer = ledger_problem(self.service, scope, error)
@@ -113,7 +113,7 @@ class AuditTrail:
         if event is None:
             return
         try:
-            await asyncio.to_thread(audit.append, event)
+            await asyncio.wrap_future(audit.submit(event))
         except LedgerError as error:
             self.service.log.error("audit_row_lost", detail=str(error))
 

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from bundle.errors import LesionError
 from service.errors import PROBLEMS, RETRY, public_message
+from service.logging import describe_exception
 from service.requests import invalid_request
 from service.schemas import ProblemResponse
 from service.state import Service, bundle_id_for, get_service, request_id_of
@@ -81,7 +82,8 @@ def internal_error(service: Service, request_id: str) -> Response:
 
 def ledger_problem(service: Service, scope: Scope, error: LesionError) -> Response:
     """Return the answer in place of one that could not be written down."""
-    service.log.error("audit_failed", code=error.code, detail=str(error))
+    unforeseen = {} if error.__cause__ is None else describe_exception(error.__cause__)
+    service.log.error("audit_failed", code=error.code, detail=str(error), **unforeseen)
     return early_problem(service, scope, error)
 
 

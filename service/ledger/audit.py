@@ -10,9 +10,9 @@ import datetime
 import hashlib
 import json
 import re
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,15 +107,6 @@ class Verdict:
     broken: str | None
 
 
-@dataclass
-class _Pending:
-    """A row that waits for its turn, then where it is, or why it is not written."""
-
-    event: Event
-    head: Head | None = None
-    error: BaseException | None = None
-
-
 class AuditLog:
     """Appends to the chain and verifies it; several processes may append."""
 
@@ -128,14 +119,15 @@ class AuditLog:
         self._path = folder / FILE
         self._engine: Engine = open_ledger(folder)
         self._writer = writing(self._engine)
-        # Threads of one process take turns here: SQLite lets those that meet its lock sleep and
-        # ask again, a tenth of a second when many do. Who has the turn writes what waits.
-        self._appending = threading.Lock()
-        self._pending: deque[_Pending] = deque()
+        # One thread writes, and takes along what waits: syncing to disk is the larger part. SQLite
+        # would let threads that meet its lock sleep, a tenth of a second when many do.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._waiting: deque[tuple[Event, Future[Head]]] = deque()
 
     def close(self) -> None:
-        """Release the database."""
-        self._engine.dispose()
+        """Release the database once the rows that wait are written; take no more."""
+        self._thread.submit(self._engine.dispose)
+        self._thread.shutdown(wait=False)
 
     def append(self, event: Event) -> Head:
         """Write one row; it is on the disk when this returns.
@@ -143,31 +135,46 @@ class AuditLog:
         Raises:
             LedgerError: it could not be written.
         """
-        _check_writable(event)
-        row = _Pending(event)
-        self._pending.append(row)
-        with self._appending:
-            # Whoever had the turn before has taken this row along, or it has failed with theirs.
-            if row.head is None and row.error is None:
-                self._write([self._pending.popleft() for _ in range(len(self._pending))])
-        if row.head is None:
-            # What nobody foresaw is named by its type: its message might repeat a value.
-            known = isinstance(row.error, LedgerError)
-            reason = str(row.error) if known else type(row.error).__qualname__
-            raise LedgerError(f"a row of the audit was not written: {reason}")
-        return row.head
+        return self.submit(event).result()
 
-    def _write(self, rows: "Sequence[_Pending]") -> None:
-        """Write rows in one transaction: syncing to disk, the larger part, is done once."""
+    def submit(self, event: Event) -> Future[Head]:
+        """Have one row written; it is on the disk when the future has its place.
+
+        It is written though nobody waits for the future any more. Where it could not be, the
+        future has a LedgerError.
+
+        Raises:
+            LedgerError: no row can hold it.
+        """
+        _check_writable(event)
+        written: Future[Head] = Future()
+        self._waiting.append((event, written))
+        self._thread.submit(self._write_waiting)
+        return written
+
+    def _write_waiting(self) -> None:
+        """Write in one transaction what waits: nothing, where it went along with a row before."""
+        rows = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not rows:
+            return
+        # From here on nobody can cancel. Whoever did is not told; the row is written all the same.
+        told = [written.set_running_or_notify_cancel() for _, written in rows]
         try:
             with reporting_damage(self._path), self._writer.begin() as connection:
-                heads = _insert(connection, [row.event for row in rows])
-        except BaseException as error:
-            for row in rows:
-                row.error = error
-            raise
-        for row, head in zip(rows, heads, strict=True):
-            row.head = head
+                heads = _insert(connection, [event for event, _ in rows])
+        except Exception as error:
+            # What nobody foresaw is named by its type: its message might repeat a value.
+            known = isinstance(error, LedgerError)
+            reason = str(error) if known else type(error).__qualname__
+            for (_, written), is_told in zip(rows, told, strict=True):
+                if is_told:
+                    failure = LedgerError(f"a row of the audit was not written: {reason}")
+                    failure.__cause__ = None if known else error
+                    written.set_exception(failure)
+            return
+        for (_, written), is_told, head in zip(rows, told, heads, strict=True):
+            if is_told:
+                written.set_result(head)
 
     def check(self) -> None:
         """Do nothing if the ledger answers and gives its write lock.

@@ -3,8 +3,10 @@
 import json
 import re
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,13 +295,20 @@ def test_threads_that_append_at_once_make_one_chain(tmp_path: Path) -> None:
     assert verdict(tmp_path / "ledger") == (80, None)
 
 
+@contextmanager
+def held_up(log: AuditLog) -> Iterator[None]:
+    """Keep the thread that writes from writing during the block."""
+    may_go_on = threading.Event()
+    log._thread.submit(may_go_on.wait)
+    yield
+    may_go_on.set()
+
+
 def append_together(log: AuditLog) -> list[BaseException | None]:
-    """Append rows that all wait for their turn when the first has it; return how each failed."""
-    with ThreadPoolExecutor(ROWS) as threads:
-        with log._appending:
-            waiting = [threads.submit(log.append, event(number)) for number in range(ROWS)]
-            wait_for(lambda: len(log._pending) == ROWS)
-        return [each.exception() for each in waiting]
+    """Have rows written that all wait when the first is; return how each failed."""
+    with held_up(log):
+        waiting = [log.submit(event(number)) for number in range(ROWS)]
+    return [each.exception() for each in waiting]
 
 
 def test_rows_that_wait_for_their_turn_are_synced_once(tmp_path: Path) -> None:
@@ -323,6 +332,18 @@ def test_rows_that_cannot_be_written_together_all_say_so(folder: Path) -> None:
     assert verdict(folder) == (2 * ROWS, None)
 
 
+def test_a_row_is_written_though_nobody_waits_for_it_any_more(folder: Path) -> None:
+    log = AuditLog(folder)
+    with held_up(log):
+        left, waited_for = log.submit(event(1)), log.submit(event(2))
+        assert left.cancel()
+    assert waited_for.result().sequence == ROWS + 2
+    with held_up(log):
+        log.submit(event(3))
+        log.close()
+    wait_for(lambda: verdict(folder) == (ROWS + 3, None))
+
+
 POISON = [{"caller": "oidc:\ud800"}, {"output": {"n": float("nan")}}, {"output": {"n": object()}}]
 
 
@@ -330,13 +351,12 @@ POISON = [{"caller": "oidc:\ud800"}, {"output": {"n": float("nan")}}, {"output":
 def test_a_row_that_nothing_can_hold_fails_alone(folder: Path, poison: dict[str, Any]) -> None:
     log = AuditLog(folder)
     events = [event(1), replace(event(2), **poison), event(3)]
-    with ThreadPoolExecutor(len(events)) as threads:
-        with log._appending:
-            first, refused, last = [threads.submit(log.append, each) for each in events]
-            wait_for(lambda: len(log._pending) + refused.done() == len(events))
+    with held_up(log):
+        first = log.submit(events[0])
         with pytest.raises(LedgerError, match="can hold"):
-            refused.result()
-        assert {first.result().sequence, last.result().sequence} == {ROWS + 1, ROWS + 2}
+            log.submit(events[1])
+        last = log.submit(events[2])
+    assert (first.result().sequence, last.result().sequence) == (ROWS + 1, ROWS + 2)
     log.close()
     assert verdict(folder) == (ROWS + 2, None)
 
@@ -351,9 +371,12 @@ def test_rows_that_fail_in_a_way_nobody_foresaw_all_say_so(
     with monkeypatch.context() as patch:
         patch.setattr(audit, "_insert", fail)
         failed = append_together(log)
-    told = [str(each) for each in failed if isinstance(each, LedgerError)]
-    assert told == ["a row of the audit was not written: ZeroDivisionError"] * (ROWS - 1)
-    assert [type(each) for each in failed].count(ZeroDivisionError) == 1
+    assert [type(each) for each in failed] == [LedgerError] * ROWS
+    assert {str(each) for each in failed} == {
+        "a row of the audit was not written: ZeroDivisionError"
+    }
+    # The log says where it came from.
+    assert [type(each and each.__cause__) for each in failed] == [ZeroDivisionError] * ROWS
     assert append_together(log) == [None] * ROWS
     log.close()
     assert verdict(folder) == (2 * ROWS, None)
