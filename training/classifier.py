@@ -37,8 +37,32 @@ GIVEN_SHARE = 0.7
 # Rows of the given condition whose columns are thinned, and those that show no image.
 THINNED_SHARE = 0.5
 NO_IMAGE_SHARE = 0.25
+# Batches of a fine-tuning with mixup that are not mixed: from these the records learn.
+UNMIXED_SHARE = 0.5
 
-FeatureBatches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of M rows, of whose pictures each may be mixed with another one's.
+
+    Attributes:
+        features: (M, D) float32, with gradients where the tower behind them trains.
+        index: (M,) int64, the rows.
+        other: (M,) int64, the rows whose pictures were mixed in.
+        share: of a row's own picture; 1 where nothing is mixed in.
+    """
+
+    features: torch.Tensor
+    index: torch.Tensor
+    other: torch.Tensor
+    share: float = 1.0
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.share < 1
+
+
+FeatureBatches = Callable[[], Iterator[FeatureBatch]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +142,7 @@ class ConditionRecords:
 
 
 def feature_table(embeddings: FloatArray, size: int, seed: int) -> FeatureBatches:
-    """Return epochs of shuffled (M, D) features with their (M,) row numbers.
+    """Return epochs of shuffled features.
 
     Args:
         embeddings: (N, D) float32.
@@ -128,29 +152,58 @@ def feature_table(embeddings: FloatArray, size: int, seed: int) -> FeatureBatche
     table = torch.from_numpy(embeddings)
     generator = torch.Generator().manual_seed(seed)
 
-    def epoch() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch() -> Iterator[FeatureBatch]:
         for part in torch.randperm(len(table), generator=generator).split(size):
-            yield table[part], part
+            yield FeatureBatch(table[part], part, part)
 
     return epoch
 
 
 def tuned_features(
-    towers: Slimp, loader: DataLoader, augment: nn.Module, batches: PatientBatches, precision: str
+    towers: Slimp,
+    loader: DataLoader,
+    augment: nn.Module,
+    batches: PatientBatches,
+    precision: str,
+    mixup: float,
 ) -> FeatureBatches:
-    """Return epochs of (M, D) features of augmented images, with gradients into the tower."""
+    """Return epochs of features of augmented images, with gradients into the tower.
+
+    Args:
+        towers: the image tower is asked.
+        loader: images as `batches` draws them.
+        augment: as in pre-training.
+        batches: told which epoch begins.
+        precision: of the tower.
+        mixup: the Beta distribution's parameter of mixup (Zhang et al., 2018, arXiv 1710.09412);
+            every other batch is mixed. 0 mixes none.
+    """
     device = next(towers.parameters()).device
     epochs = itertools.count()
 
-    def epoch() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch() -> Iterator[FeatureBatch]:
         batches.start(next(epochs))
         for images in loader:
-            pixels = augment(images["pixels"].to(device))
+            pixels, index = augment(images["pixels"].to(device)), images["index"]
+            share, order = _draw_mix(len(index), mixup)
+            if share < 1:
+                pixels = share * pixels + (1 - share) * pixels[order]
             with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(precision, device)):
                 features = towers.image(pixels)
-            yield features.float(), images["index"]
+            yield FeatureBatch(features.float(), index, index[order], share)
 
     return epoch
+
+
+def _draw_mix(count: int, mixup: float) -> tuple[float, torch.Tensor]:
+    """Return the share of a batch's own pictures, half of them or more, and what to mix them with.
+
+    In half of the batches the share is 1.
+    """
+    if mixup == 0 or torch.rand(()) < UNMIXED_SHARE:
+        return 1.0, torch.arange(count)
+    share = float(torch.distributions.Beta(mixup, mixup).sample())
+    return max(share, 1 - share), torch.randperm(count)
 
 
 def train_classifier(
@@ -191,15 +244,20 @@ def train_classifier(
     classifier.train()
     step = 0
     while step < total:
-        for features, index in batches():
-            drawn = records.draw(index.numpy(), rng)
-            features = features.to(device)
-            logits = classify(towers, classifier, features, drawn.records, drawn.show_image)
+        for batch in batches():
+            features = batch.features.to(device)
+            target, other = label[batch.index].to(device), label[batch.other].to(device)
             # Balanced logits: the prior is added here and again, refitted, in calibration.
-            target = label[index].to(device)
-            losses = cross_entropy(logits + log_prior, target, reduction="none")
-            own = cross_entropy(classifier.of_image(features) + log_prior, target)
-            loss = own + (losses * torch.from_numpy(drawn.weight).to(device)).mean()
+            own = classifier.of_image(features) + log_prior
+            loss = batch.share * cross_entropy(own, target)
+            if batch.is_mixed:
+                # No record is that of a mixed picture.
+                loss = loss + (1 - batch.share) * cross_entropy(own, other)
+            else:
+                drawn = records.draw(batch.index.numpy(), rng)
+                logits = classify(towers, classifier, features, drawn.records, drawn.show_image)
+                losses = cross_entropy(logits + log_prior, target, reduction="none")
+                loss = loss + (losses * torch.from_numpy(drawn.weight).to(device)).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -198,6 +198,13 @@ class FitSettings(Section):
     tune_epochs: Count = Field(4, description="passes over the images while fine-tuning")
     tune_batch: Count = Field(32, description="images in a batch while fine-tuning")
     tune_rate: float = Field(1e-4, gt=0, description="peak rate of the image tower")
+    tune_mixup: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Beta parameter by which pictures of every other batch are mixed in pairs "
+        "while fine-tuning (mixup); 0 mixes none",
+    )
     epochs: Count = Field(30, description="passes over the embeddings for the classifier")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)

@@ -269,7 +269,9 @@ class Fitting:
             train_classifier(
                 self.towers,
                 self.classifier,
-                tuned_features(self.towers, loader, augment, batches, config.precision),
+                tuned_features(
+                    self.towers, loader, augment, batches, config.precision, config.fit.tune_mixup
+                ),
                 train.rows,
                 self._conditions(train.rows, train.extrapolated),
                 config.fit,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
 
 from bundle.calibration import CONDITIONS, Calibration, Condition
 from bundle.errors import TrainingError
@@ -18,12 +20,21 @@ from bundle.novelty import NoveltyModel
 from cohort.cohort import Cohort
 from cohort.splits import Split
 from tests.training.squares import LABELS, SCHEMA, squares, tiny_config, write_cohort
-from training.classifier import ConditionRecords, feature_table
+from training.classifier import (
+    ConditionRecords,
+    FeatureBatch,
+    feature_table,
+    train_classifier,
+    tuned_features,
+)
 from training.data import Squares, fit_schema, load_rows
 from training.encoders import load_encoders
 from training.features import Modality, classify_rows, embed_rows, record_features
 from training.fit import fit
+from training.heads import Classifier
+from training.model import Slimp
 from training.run import TOWERS, read_info, read_run_config
+from training.sampler import PatientBatches
 from training.trainer import pretrain
 
 
@@ -299,9 +310,78 @@ def test_a_table_of_features_is_shuffled_and_complete() -> None:
     batches = feature_table(embeddings, 3, seed=0)
     for _ in range(2):
         parts = list(batches())
-        index = torch.cat([part for _, part in parts])
+        index = torch.cat([part.index for part in parts])
         assert sorted(index.tolist()) == list(range(7))
         assert index.tolist() != list(range(7))
-        assert [len(part) for _, part in parts] == [3, 3, 1]
-        for features, part in parts:
-            assert np.array_equal(features.numpy(), embeddings[part.numpy()])
+        assert [len(part.index) for part in parts] == [3, 3, 1]
+        for part in parts:
+            assert not part.is_mixed
+            assert np.array_equal(part.features.numpy(), embeddings[part.index.numpy()])
+
+
+class Pixels(nn.Module):
+    """Stands for the towers: the features of a picture are its pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1) * self.weight
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_pictures_are_mixed_in_pairs_in_half_of_the_batches(mixup: float) -> None:
+    torch.manual_seed(0)
+    pictures = torch.rand(12, 3, 2, 2)
+    batches = PatientBatches(np.arange(12), patients=6, lesions=1, seed=0)
+    rows: Any = [{"pixels": one, "index": number} for number, one in enumerate(pictures)]
+    towers: Any = Pixels()
+    epoch = tuned_features(
+        towers, DataLoader(rows, 6), nn.Identity(), batches, precision="fp32", mixup=mixup
+    )
+    seen = [batch for _ in range(100) for batch in epoch()]
+    own, other = (
+        torch.stack([pictures[getattr(batch, name)].flatten(1) for batch in seen])
+        for name in ("index", "other")
+    )
+    share = torch.tensor([batch.share for batch in seen]).view(-1, 1, 1)
+    features = torch.stack([batch.features for batch in seen])
+    torch.testing.assert_close(features, share * own + (1 - share) * other)
+    mixed = [batch for batch in seen if batch.is_mixed]
+    assert len(mixed) / len(seen) == pytest.approx(0.5 if mixup else 0.0, abs=0.1)
+    assert all(0.5 <= batch.share < 1 for batch in mixed)
+    assert all(sorted(batch.other.tolist()) == sorted(batch.index.tolist()) for batch in mixed)
+
+
+def test_a_mixed_picture_teaches_both_its_labels_and_no_record(cohort: Cohort) -> None:
+    rows = load_rows(cohort, ["train"], LABELS)
+    schema, config = fit_schema(cohort.schema, rows), tiny_config(fit={"epochs": 40})
+    torch.manual_seed(0)
+    towers = Slimp(config, schema)
+    classifier = Classifier(towers.embedding_dim, len(LABELS), hidden=8, dropout=0.0)
+    before = {k: v.clone() for k, v in [*towers.named_parameters(), *classifier.named_parameters()]}
+    first, second = (int(np.flatnonzero(rows.label == label)[0]) for label in (0, 1))
+    features = torch.randn(1, towers.embedding_dim)
+    batch = FeatureBatch(features, torch.tensor([first]), torch.tensor([second]), share=0.7)
+    train_classifier(
+        towers,
+        classifier,
+        lambda: iter([batch]),
+        rows,
+        ConditionRecords.of(rows, [{}] * len(rows), schema),
+        config.fit.model_copy(update={"weight_decay": 0.0}),
+        tune=False,
+        steps_per_epoch=1,
+        seed=0,
+    )
+    after = dict([*towers.named_parameters(), *classifier.named_parameters()])
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("image_vote", "image_hidden", "norms.0")) for name in changed)
+    counts = np.bincount(rows.label, minlength=len(LABELS))
+    with torch.no_grad():
+        logits = classifier.of_image(features) + torch.tensor(np.log(counts / counts.sum()))
+    said = logits.softmax(1)[0]
+    assert said[0] == pytest.approx(0.7, abs=0.1)
+    assert said[1] == pytest.approx(0.3, abs=0.1)
