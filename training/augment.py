@@ -19,6 +19,10 @@ class Augment(nn.Module):
         ]
         if settings.flip:
             steps += [K.RandomHorizontalFlip(), K.RandomVerticalFlip()]
+        if settings.quarter_turns:
+            # Every pixel stays: a free rotation fills the corners with black. Rounding makes the four
+            # turns from -2 to 2 equally frequent.
+            steps.append(K.RandomRotation90((-2, 2), p=1.0))
         if settings.rotate_degrees:
             steps.append(K.RandomRotation(settings.rotate_degrees, p=0.5))
         colour = (settings.brightness, settings.contrast, settings.saturation, settings.hue)

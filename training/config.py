@@ -184,6 +184,7 @@ class AugmentSettings(Section):
 
     min_crop: float = Field(0.7, gt=0, le=1, description="smallest area share of a random crop")
     flip: bool = Field(True, description="mirror, left to right and top to bottom")
+    quarter_turns: bool = Field(False, description="turn by 90, 180 or 270 degrees, or not at all")
     rotate_degrees: float = Field(0.0, ge=0, le=180, description="largest free rotation")
     brightness: Share = 0.15
     contrast: Share = 0.15

@@ -159,3 +159,19 @@ def test_augmentation_changes_pictures_without_leaving_their_shape() -> None:
     assert first.dtype == torch.float32
     assert torch.isfinite(first).all()
     assert not torch.equal(first, second)
+
+
+def test_quarter_turns_are_exact_and_equally_frequent() -> None:
+    torch.manual_seed(0)
+    still = {"min_crop": 1.0, "flip": False, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    config = tiny_config(augment={**still, "hue": 0.0, "quarter_turns": True})
+    augment = Augment(config.augment, SPEC)
+    augment.steps = torch.nn.Sequential(*list(augment.steps)[1:])  # the crop also moves the ratio
+    pixels = torch.randint(0, 256, (400, 16, 16, 3), dtype=torch.uint8)
+    plain = (pixels.permute(0, 3, 1, 2) / 255 - augment.mean) / augment.std
+    turned, of_turn = augment(pixels), torch.zeros(4)
+    for quarters in range(4):
+        same = torch.isclose(turned, plain.rot90(quarters, (2, 3)), atol=1e-4).flatten(1).all(1)
+        of_turn[quarters] = same.float().mean()
+    assert of_turn.sum() == 1
+    assert ((of_turn > 0.15) & (of_turn < 0.35)).all()
