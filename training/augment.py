@@ -20,8 +20,8 @@ class Augment(nn.Module):
         if settings.flip:
             steps += [K.RandomHorizontalFlip(), K.RandomVerticalFlip()]
         if settings.quarter_turns:
-            # Every pixel stays: a free rotation fills the corners with black. Rounding makes the four
-            # turns from -2 to 2 equally frequent.
+            # Every pixel stays; a free rotation fills the corners with black. They are rounded, so
+            # that each of the four comes equally often.
             steps.append(K.RandomRotation90((-2, 2), p=1.0))
         if settings.rotate_degrees:
             steps.append(K.RandomRotation(settings.rotate_degrees, p=0.5))

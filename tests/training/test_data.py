@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bundle.fields import Level
-from bundle.images import ImageInput, decode_image, prepare_image, resize_image
+from bundle.images import ImageInput, decode_image, prepare_image, resize_image, standardise
 from bundle.records import encode_records, fit_fields
 from cohort.cohort import Cohort
 from tests.training.squares import LABELS, tiny_config
@@ -168,7 +168,7 @@ def test_quarter_turns_are_exact_and_equally_frequent() -> None:
     augment = Augment(config.augment, SPEC)
     augment.steps = torch.nn.Sequential(*list(augment.steps)[1:])  # the crop also moves the ratio
     pixels = torch.randint(0, 256, (400, 16, 16, 3), dtype=torch.uint8)
-    plain = (pixels.permute(0, 3, 1, 2) / 255 - augment.mean) / augment.std
+    plain = torch.from_numpy(standardise(pixels.numpy(), SPEC))
     turned, of_turn = augment(pixels), torch.zeros(4)
     for quarters in range(4):
         same = torch.isclose(turned, plain.rot90(quarters, (2, 3)), atol=1e-4).flatten(1).all(1)
