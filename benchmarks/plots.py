@@ -42,7 +42,7 @@ def serving(report: Report) -> Figure:
     # A server that answered nothing has no median.
     rates = {name: found["per_second"] for name, found in report["saturated"].items()}
     medians = {name: found.get("median_ms", 0.0) for name, found in report["alone"].items()}
-    bars(left, rates, "images a second, 8 clients", "%.1f")
+    bars(left, rates, f"images a second, {report['clients']} clients", "%.1f")
     bars(right, medians, "median ms, one client", "%.1f")
     figure.suptitle(f"Serving, {report['variant']}: {report['machine']}", fontsize=9)
     return figure

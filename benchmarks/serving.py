@@ -41,7 +41,7 @@ from export.ladder import describe_machine
 from tests.ports import free_port
 
 PEERS = ("fastapi", "litserve", "bentoml")
-CLIENTS = 8
+CLIENTS = 16
 SHARE, OVERLOAD = 0.8, 10
 SEED = 0
 START_S = 180.0
@@ -230,6 +230,7 @@ class Bench:
                 "scheduling": model["scheduling"],
                 "catalogue_lesions": model["catalogue"]["lesions"],
                 "images": len(self.images),
+                "clients": CLIENTS,
                 "alone": self.phase(up, 1),
                 "saturated": self.phase(up, CLIENTS),
             }

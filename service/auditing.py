@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import LedgerError
 from service.ledger.audit import AuditLog, Event
+from service.logging import describe_cause
 from service.middleware import method_of
 from service.problems import ledger_problem
 from service.state import Service, route_of
@@ -115,7 +116,7 @@ class AuditTrail:
         try:
             await asyncio.wrap_future(audit.submit(event))
         except LedgerError as error:
-            self.service.log.error("audit_row_lost", detail=str(error))
+            self.service.log.error("audit_row_lost", detail=str(error), **describe_cause(error))
 
     def _event(self, scope: Scope, status: int) -> Event | None:
         route, state = route_of(scope), scope["state"]

@@ -37,6 +37,8 @@ LEAST_GAIN = 1.05
 # begins only when its last picture is there.
 LEAST_WIDE_GAIN = 1.25
 ROUNDS = 4
+# How long a run that waits for company sleeps at most, and waits at most where nobody said.
+LOOK_AGAIN_S, LONGEST_DELAY_S = 0.002, 1.0
 # Of each thread when runs of one picture are timed side by side: they do not all end together.
 RUNS_EACH = 2
 # Of threads that run the encoder, of 0 to 19.
@@ -50,7 +52,7 @@ class Batching:
     Attributes:
         max_batch: pictures of one run at most, a power of two.
         at_once: runs side by side, each of one thread where there are several.
-        max_delay_s: how long a picture waits for the company of requests that are inside.
+        max_delay_s: how long a picture waits for the company of those that are being decoded.
         rates: batch to images a second of one run with all threads, as measured when the service
             started; empty where the site chose.
         side_by_side_rate: images a second of runs side by side at their best batch; None where not
@@ -90,6 +92,7 @@ class _Run:
 
     began: float = field(default_factory=time.monotonic)
     batch: list[_Item] = field(default_factory=list)
+    has_taken: bool = False
 
 
 class BatchedEncoders:
@@ -102,7 +105,7 @@ class BatchedEncoders:
         *,
         narrow: Encoders | None = None,
         max_waiting: int = 1024,
-        inside: Callable[[], int] = lambda: 0,
+        coming: Callable[[], int] = lambda: 0,
     ) -> None:
         """Start no thread yet.
 
@@ -111,13 +114,14 @@ class BatchedEncoders:
             batching: how many pictures at once.
             narrow: answers where several run side by side; the same with one thread.
             max_waiting: pictures that may wait.
-            inside: counts the requests that may still bring a picture, those that wait included.
+            coming: counts the pictures that are being decoded or wait for that; most of them will
+                be brought here.
         """
         self.batching = batching
         self._encoders = encoders
         self._narrow = encoders if narrow is None else narrow
         self._max_waiting = max_waiting
-        self._inside = inside
+        self._coming = coming
         self._threads = ThreadPoolExecutor(
             batching.at_once, thread_name_prefix="encoder", initializer=_give_way
         )
@@ -230,21 +234,25 @@ class BatchedEncoders:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        """Begin as many runs as there are pictures and room for; the lock is held."""
-        fresh = sum(not run.batch for run in self._runs)
-        while fresh < self.waiting and len(self._runs) < self.batching.at_once:
+        """Begin a run, if there is a picture and room for one; the lock is held.
+
+        The next begins when this one has taken its pictures: two that wait for company at once
+        would each leave it to the other.
+        """
+        is_choosing = any(not run.has_taken for run in self._runs)
+        if self.waiting and not is_choosing and len(self._runs) < self.batching.at_once:
             run = _Run()
             self._runs.append(run)
-            fresh += 1
             self._threads.submit(self._look, run).add_done_callback(partial(self._settle, run))
 
     def _look(self, run: _Run) -> FloatArray:
         with self._changed:
             self._await_company()
-            run.batch = self._take()
+            run.batch, run.has_taken = self._take(), True
             # The wait for company is not the model's.
             run.began = time.monotonic()
-            is_alone = len(self._runs) == 1 and not self.waiting and self._inside() <= 1
+            is_alone = len(self._runs) == 1 and not self.waiting and not self._coming()
+            self._start()
         if not run.batch:
             return np.zeros((0, self.embedding_dim), np.float32)
         encoders = self._encoders if is_alone or self.batching.at_once == 1 else self._narrow
@@ -276,19 +284,26 @@ class BatchedEncoders:
 
     def _await_company(self) -> None:
         until = time.monotonic() + self.batching.max_delay_s
-        wanted = math.ceil(self._inside() / self.batching.at_once)
-        while self.waiting < min(self.batching.max_batch, wanted):
-            if not self._changed.wait(until - time.monotonic()):
+        while self._coming() and self.waiting < self._share():
+            left_s = until - time.monotonic()
+            if left_s <= 0:
                 return
+            # What comes to nothing, as an image that cannot be read, tells nobody.
+            self._changed.wait(min(left_s, LOOK_AGAIN_S))
+
+    def _share(self) -> int:
+        """Return how many pictures the next run is to take, of those that wait or are coming.
+
+        A power of two, and no more than leaves as many to each other run that may begin now.
+        """
+        free = self.batching.at_once - sum(run.has_taken for run in self._runs)
+        even = math.ceil((self.waiting + self._coming()) / max(1, free))
+        return min(self.batching.max_batch, 1 << max(0, even.bit_length() - 1))
 
     def _take(self) -> list[_Item]:
-        """Return the next batch: a power of two, or one picture that is to be alone.
-
-        Runs that begin beside this one find their part.
-        """
+        """Return the next batch: a power of two, or one picture that is to be alone."""
         batch: list[_Item] = []
-        beginning = max(1, sum(not run.batch for run in self._runs))
-        room = min(self.batching.max_batch, max(1, math.ceil(self.waiting / beginning)))
+        room = self._share()
         self._taken += 1
         lanes = list(self._lanes.values())
         for lane in reversed(lanes) if self._taken % BULK_TURN == 0 else lanes:
@@ -352,7 +367,7 @@ def measure_batching(
         encoders: the models; nobody else uses them meanwhile.
         size_px: side of the pictures.
         max_delay_s: how long a picture may wait for company where batches pay; None is as long as
-            one picture takes. Processors that encode nothing meanwhile decode the company.
+            one picture takes, a second at most. The processor then decodes the company.
         narrow: the same with one thread an inference; None where runs side by side are no choice.
         at_once: how many of those may run side by side.
     """
@@ -381,14 +396,15 @@ def fixed_batching(
     """
     for power in range(max_batch.bit_length()):
         encoders.embed_images(np.zeros((1 << power, 3, size_px, size_px), np.float32))
-    one_s = 1 / _rate(encoders, size_px, 1)
+    is_measured = max_delay_s is None and max_batch > 1
+    one_s = 1 / _rate(encoders, size_px, 1) if is_measured else 0.0
     return Batching(max_batch, max_delay_s=_delay_s(max_delay_s, max_batch, one_s))
 
 
 def _delay_s(chosen: float | None, max_batch: int, one_picture_s: float) -> float:
     if max_batch == 1:
         return 0.0
-    return one_picture_s if chosen is None else chosen
+    return min(one_picture_s, LONGEST_DELAY_S) if chosen is None else chosen
 
 
 def _climb(rate: Callable[[int], float]) -> tuple[int, dict[int, float]]:

@@ -71,3 +71,8 @@ def describe_exception(error: BaseException) -> dict[str, Any]:
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     return {"exception": type(error).__qualname__, "places": places[-12:]}
+
+
+def describe_cause(error: BaseException) -> dict[str, Any]:
+    """Return what `describe_exception` says of the exception behind this one, if there is one."""
+    return {} if error.__cause__ is None else describe_exception(error.__cause__)

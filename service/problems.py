@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from bundle.errors import LesionError
 from service.errors import PROBLEMS, RETRY, public_message
-from service.logging import describe_exception
+from service.logging import describe_cause
 from service.requests import invalid_request
 from service.schemas import ProblemResponse
 from service.state import Service, bundle_id_for, get_service, request_id_of
@@ -82,8 +82,7 @@ def internal_error(service: Service, request_id: str) -> Response:
 
 def ledger_problem(service: Service, scope: Scope, error: LesionError) -> Response:
     """Return the answer in place of one that could not be written down."""
-    unforeseen = {} if error.__cause__ is None else describe_exception(error.__cause__)
-    service.log.error("audit_failed", code=error.code, detail=str(error), **unforeseen)
+    service.log.error("audit_failed", code=error.code, detail=str(error), **describe_cause(error))
     return early_problem(service, scope, error)
 
 

@@ -5,7 +5,7 @@ Every method takes raw image bytes and raw metadata, checks them, and returns an
 and may be used from several threads at once.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -409,12 +409,11 @@ def _with_contents(exclude: Exclusion, contents: Collection[str]) -> Exclusion:
     return Exclusion(exclude.lesions, exclude.patients, exclude.contents | frozenset(contents))
 
 
-def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> Runtime:
+def load_runtime(settings: Settings) -> Runtime:
     """Return the runtime once the bundle is proven on this machine and the catalogue is its own.
 
     Args:
         settings: name both.
-        inside: counts the requests that are being answered.
 
     Raises:
         InvalidSettings: the bundle or the catalogue is not named.
@@ -440,7 +439,7 @@ def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> R
     erasures = Erasures(settings.ledger_folder)
     erasures.finish(catalogue)
     return Runtime(
-        _queued(models, settings, inside),
+        _queued(models, settings),
         catalogue,
         erasures,
         limits=settings.image_limits,
@@ -451,7 +450,7 @@ def load_runtime(settings: Settings, inside: Callable[[], int] = lambda: 0) -> R
     )
 
 
-def _queued(models: Models, settings: Settings, inside: Callable[[], int]) -> Models:
+def _queued(models: Models, settings: Settings) -> Models:
     """Return the models with the image encoder behind a queue, warm."""
     size_px, delay_ms = models.manifest.image_input.size_px, settings.batch_delay_ms
     delay_s = None if delay_ms is None else delay_ms / 1000
@@ -463,10 +462,13 @@ def _queued(models: Models, settings: Settings, inside: Callable[[], int]) -> Mo
     else:
         batching = fixed_batching(models.encoders, size_px, settings.max_batch, delay_s)
     narrow = models.narrow if batching.at_once > 1 else None
+    decoding = Turns(threads)
     return replace(
         models,
-        encoders=BatchedEncoders(models.encoders, batching, narrow=narrow, inside=inside),
-        decoding=Turns(threads),
+        encoders=BatchedEncoders(
+            models.encoders, batching, narrow=narrow, coming=lambda: decoding.asked
+        ),
+        decoding=decoding,
         # What is not used is let go.
         narrow=None,
     )

@@ -159,8 +159,8 @@ class Settings(BaseSettings):
     )
     batch_delay_ms: float | None = setting(
         None,
-        "how long a picture waits for those of other requests that are inside, where batches pay; "
-        "without it as long as one picture takes, measured at start",
+        "how long a picture waits for those that are being decoded, where batches pay; without it "
+        "as long as one picture takes, measured at start",
         unit="milliseconds",
         ge=0,
         le=1000,

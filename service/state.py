@@ -211,7 +211,7 @@ class Service:
             return True
         started = time.perf_counter()
         loading = asyncio.get_running_loop().create_task(
-            asyncio.to_thread(load_runtime, self.settings, lambda: self.scheduler.admitted)
+            asyncio.to_thread(load_runtime, self.settings)
         )
         await asyncio.wait([loading])
         error = loading.exception()

@@ -16,9 +16,14 @@ class Turns:
 
     def __init__(self, places: int) -> None:
         self._lock = threading.Lock()
-        self._free = places
+        self._places = self._free = places
         self._waiting: dict[Lane, deque[threading.Event]] = {lane: deque() for lane in LANES}
         self._handed = 0
+
+    @property
+    def asked(self) -> int:
+        """Places that are taken, and those that are waited for."""
+        return self._places - self._free + sum(map(len, self._waiting.values()))
 
     def __enter__(self) -> None:
         ticket = current_ticket.get()

@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,9 @@ class AuditLog:
         self._waiting: deque[tuple[Event, Future[Head]]] = deque()
 
     def close(self) -> None:
-        """Release the database once the rows that wait are written; take no more."""
-        self._thread.submit(self._engine.dispose)
-        self._thread.shutdown(wait=False)
+        """Release the database once the rows that wait are written, or cannot be; take no more."""
+        self._thread.shutdown()
+        self._engine.dispose()
 
     def append(self, event: Event) -> Head:
         """Write one row; it is on the disk when this returns.
@@ -144,12 +144,18 @@ class AuditLog:
         future has a LedgerError.
 
         Raises:
-            LedgerError: no row can hold it.
+            LedgerError: no row can hold it, or no row is taken any more.
         """
         _check_writable(event)
         written: Future[Head] = Future()
         self._waiting.append((event, written))
-        self._thread.submit(self._write_waiting)
+        try:
+            self._thread.submit(self._write_waiting)
+        except RuntimeError as error:
+            # After `close`, or where the system gives no thread.
+            with suppress(ValueError):
+                self._waiting.remove((event, written))
+            raise LedgerError(f"a row of the audit was not written: {error}") from None
         return written
 
     def _write_waiting(self) -> None:
@@ -162,7 +168,7 @@ class AuditLog:
         try:
             with reporting_damage(self._path), self._writer.begin() as connection:
                 heads = _insert(connection, [event for event, _ in rows])
-        except Exception as error:
+        except BaseException as error:
             # What nobody foresaw is named by its type: its message might repeat a value.
             known = isinstance(error, LedgerError)
             reason = str(error) if known else type(error).__qualname__

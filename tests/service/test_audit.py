@@ -21,6 +21,7 @@ from service.ledger import audit
 from service.ledger.audit import AuditLog, Event, Head
 from service.ledger.database import FILE
 from service.ledger.erasures import Erasures
+from service.logging import describe_cause
 from service.runtime import Runtime
 from tests.fakes import BLUE, RED, draw_image, make_lesion, write_catalogue
 from tests.service.asking import answer, ask, assert_error
@@ -300,8 +301,10 @@ def held_up(log: AuditLog) -> Iterator[None]:
     """Keep the thread that writes from writing during the block."""
     may_go_on = threading.Event()
     log._thread.submit(may_go_on.wait)
-    yield
-    may_go_on.set()
+    try:
+        yield
+    finally:
+        may_go_on.set()
 
 
 def append_together(log: AuditLog) -> list[BaseException | None]:
@@ -340,8 +343,32 @@ def test_a_row_is_written_though_nobody_waits_for_it_any_more(folder: Path) -> N
     assert waited_for.result().sequence == ROWS + 2
     with held_up(log):
         log.submit(event(3))
-        log.close()
-    wait_for(lambda: verdict(folder) == (ROWS + 3, None))
+        closing = threading.Thread(target=log.close)
+        closing.start()
+    closing.join()
+    assert verdict(folder) == (ROWS + 3, None)
+    log.close()
+    with pytest.raises(LedgerError, match="not written"):
+        log.append(event(4))
+
+
+def test_what_nobody_foresaw_is_in_the_log_with_its_places(
+    tmp_path: Path,
+    make_app: Callable[..., FastAPI],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> list[Head]:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(audit, "_insert", fail)
+    with TestClient(make_app(ledger=tmp_path / "ledger")) as client:
+        assert_error(ask(client, "/embed", draw_image(RED)), 503, "ledger_error")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "audit_failed" in line]
+    logged = json.loads(line)
+    assert logged["exception"] == "ZeroDivisionError"
+    assert logged["places"][-1].endswith(" fail")
+    assert "secret" not in line
 
 
 POISON = [{"caller": "oidc:\ud800"}, {"output": {"n": float("nan")}}, {"output": {"n": object()}}]
@@ -375,8 +402,9 @@ def test_rows_that_fail_in_a_way_nobody_foresaw_all_say_so(
     assert {str(each) for each in failed} == {
         "a row of the audit was not written: ZeroDivisionError"
     }
-    # The log says where it came from.
-    assert [type(each and each.__cause__) for each in failed] == [ZeroDivisionError] * ROWS
+    assert [describe_cause(each)["exception"] for each in failed if each] == [
+        "ZeroDivisionError"
+    ] * ROWS
     assert append_together(log) == [None] * ROWS
     log.close()
     assert verdict(folder) == (2 * ROWS, None)

@@ -126,18 +126,54 @@ def test_a_poisonous_picture_fails_alone(watched: Watched, poison: float) -> Non
     assert callers.ask(5)[0].result()[0, 0] == 5
 
 
-def test_nobody_waits_for_company_that_is_not_inside(watched: Watched) -> None:
+def test_company_is_awaited_only_while_it_is_being_decoded(watched: Watched) -> None:
     watched.may.set()
     patient = Batching(8, max_delay_s=600)
-    alone = BatchedEncoders(watched, patient, inside=lambda: 1)
+    alone = BatchedEncoders(watched, patient)
     assert alone.embed_images(picture(1))[0, 0] == 1
-    company = Callers(BatchedEncoders(watched, patient, inside=lambda: 2))
+    coming = [1]
+    company = Callers(BatchedEncoders(watched, patient, coming=lambda: coming[0]))
     first, _ = company.ask(1)
+    coming[0] = 0
     assert company.encoders.embed_images(picture(2))[0, 0] == 2
     assert first.result()[0, 0] == 1
-    assert watched.batches == [[1], [1, 2]]
-    hurried = BatchedEncoders(watched, Batching(8, max_delay_s=0.01), inside=lambda: 2)
+    assert watched.batches in ([[1], [1, 2]], [[1], [1], [2]])
+    hurried = BatchedEncoders(watched, Batching(8, max_delay_s=0.01), coming=lambda: 1)
     assert hurried.embed_images(picture(3))[0, 0] == 3
+
+
+def test_company_that_comes_to_nothing_is_awaited_no_longer(watched: Watched) -> None:
+    """As of an image that cannot be read: nobody tells the encoder."""
+    watched.may.set()
+    coming = [1]
+    callers = Callers(
+        BatchedEncoders(watched, Batching(8, max_delay_s=600), coming=lambda: coming[0])
+    )
+    asked, _ = callers.ask(1)
+    assert not asked.done()
+    coming[0] = 0
+    assert asked.result(timeout=60)[0, 0] == 1
+
+
+def test_company_is_awaited_until_there_is_a_run_of_it_and_no_longer(watched: Watched) -> None:
+    watched.may.set()
+    callers = Callers(BatchedEncoders(watched, Batching(4, max_delay_s=600), coming=lambda: 10))
+    asked = [callers.ask(number)[0] for number in range(3)]
+    assert not any(one.done() for one in asked)
+    asked.append(callers.ask(3)[0])
+    assert [one.result(timeout=60)[0, 0] for one in asked] == [0, 1, 2, 3]
+    assert watched.batches == [[0, 1, 2, 3]]
+
+
+def test_a_run_leaves_to_the_one_that_may_begin_beside_it_its_part(watched: Watched) -> None:
+    """With one picture more coming, two free runs have nothing to wait for."""
+    narrow = Watched()
+    narrow.may.set()
+    batching = Batching(8, at_once=2, max_delay_s=600)
+    callers = Callers(BatchedEncoders(watched, batching, narrow=narrow, coming=lambda: 1))
+    assert callers.ask(1)[0].result(timeout=60)[0, 0] == 1
+    assert callers.ask(2)[0].result(timeout=60)[0, 0] == 2
+    assert narrow.batches == [[1], [2]]
 
 
 def test_interactive_pictures_overtake_bulk_ones(watched: Watched) -> None:
@@ -193,11 +229,11 @@ def test_a_hang_costs_each_caller_his_own_time_and_is_seen(watched: Watched) -> 
 
 
 def side_by_side(
-    watched: Watched, narrow: Watched, inside: Callable[[], int] = lambda: 2
+    watched: Watched, narrow: Watched, coming: Callable[[], int] = lambda: 2
 ) -> Callers:
     """Return callers of an encoder that runs twice at once."""
     batching = Batching(at_once=2)
-    return Callers(BatchedEncoders(watched, batching, narrow=narrow, inside=inside))
+    return Callers(BatchedEncoders(watched, batching, narrow=narrow, coming=coming))
 
 
 def test_as_many_runs_as_were_chosen_go_side_by_side_one_picture_each(watched: Watched) -> None:
@@ -216,7 +252,7 @@ def test_as_many_runs_as_were_chosen_go_side_by_side_one_picture_each(watched: W
 def test_runs_side_by_side_share_what_waits(watched: Watched) -> None:
     narrow = Watched()
     batching = Batching(max_batch=8, at_once=2)
-    callers = Callers(BatchedEncoders(watched, batching, narrow=narrow, inside=lambda: 10))
+    callers = Callers(BatchedEncoders(watched, batching, narrow=narrow, coming=lambda: 10))
     asked = [callers.ask(number)[0] for number in (1, 2)]
     wait_for(lambda: callers.encoders.waiting == 0)
     asked += [callers.ask(number)[0] for number in (3, 4, 5, 6)]
@@ -230,7 +266,7 @@ def test_runs_side_by_side_share_what_waits(watched: Watched) -> None:
 
 def test_a_picture_that_is_the_only_one_inside_has_all_threads(watched: Watched) -> None:
     narrow = Watched()
-    callers = side_by_side(watched, narrow, inside=lambda: 1)
+    callers = side_by_side(watched, narrow, coming=lambda: 0)
     alone, _ = callers.ask(1)
     wait_for(lambda: callers.encoders.waiting == 0)
     beside, _ = callers.ask(2)
@@ -433,7 +469,7 @@ class Niceness(FakeEncoders):
 def test_every_batch_that_a_site_allows_has_run_before_the_first_request(watched: Watched) -> None:
     watched.may.set()
     assert fixed_batching(watched, 2, 8, 0.5) == Batching(8, max_delay_s=0.5)
-    assert [len(batch) for batch in watched.batches[:4]] == [1, 2, 4, 8]
+    assert [len(batch) for batch in watched.batches] == [1, 2, 4, 8]
 
 
 def test_company_is_awaited_as_long_as_one_picture_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_until_it_is_loaded_the_service_lives_and_is_not_ready(
 ) -> None:
     loaded: list[bool] = []
 
-    def load_slowly(settings: Settings, inside: Callable[[], int]) -> Runtime:
+    def load_slowly(settings: Settings) -> Runtime:
         while not loaded:
             time.sleep(0.01)
         return make_runtime(catalogue=None)
@@ -167,7 +167,7 @@ def test_folders_that_are_not_named_or_not_there_are_refused(tmp_path: Path) -> 
 def test_a_load_that_fails_in_a_way_nobody_foresaw_is_not_ready_and_says_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(settings: Settings, inside: Callable[[], int]) -> Runtime:
+    def fail(settings: Settings) -> Runtime:
         raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(state, "load_runtime", fail)
