@@ -17,7 +17,13 @@ from bundle.cpus import available_cpus
 from bundle.errors import InferenceError, InvalidImage, InvalidRecord
 from index.catalogue import Catalogue
 from index.pipeline import in_order
-from service.bulk_records import Records, check_values, find_unused, read_records
+from service.bulk_records import (
+    Records,
+    check_values,
+    find_unused,
+    match_names,
+    read_records,
+)
 from service.bulk_table import (
     Journal,
     Row,
@@ -94,7 +100,7 @@ def predict_files(
     """
     files = image_files(images)
     _check_out(out, files if metadata is None else [*files, metadata])
-    records = {} if metadata is None else read_records(metadata)
+    records = {} if metadata is None else match_names(read_records(metadata), files)
     unused = find_unused(records, files)
     if prevalence is not None and not 0 < prevalence < 1:
         raise InvalidRequest(

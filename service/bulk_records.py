@@ -65,6 +65,29 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise _refusal(f"{path}: expected every column once, got {twice[0]!r} twice")
 
 
+def match_names(records: Records, files: Sequence[Path]) -> Records:
+    """Return the records by the files' own names.
+
+    Published tables often name images without a suffix: such a name is that of the one file which
+    has it before its suffix.
+
+    Raises:
+        InvalidRecord: two lines are about one file.
+    """
+    names = {path.name for path in files}
+    by_stem: dict[str, set[str]] = {}
+    for path in files:
+        by_stem.setdefault(path.stem, set()).add(path.name)
+    matched: dict[str, Mapping[str, str]] = {}
+    for name, record in records.items():
+        alike = set() if name in names else by_stem.get(name, set())
+        file = next(iter(alike)) if len(alike) == 1 else name
+        if file in matched:
+            raise _refusal(f"expected one line an image, got two about {file}")
+        matched[file] = record
+    return matched
+
+
 def check_values(records: Records, schema: FieldSchema) -> None:
     """Refuse values that no answer could be made with.
 

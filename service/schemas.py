@@ -109,7 +109,12 @@ class Assessment(Warned):
     """The answer about one lesion."""
 
     status: Status
-    label: str | None = Field(description="the likeliest label", examples=["nv"])
+    label: str | None = Field(
+        description="the likeliest label at the prevalence of the probabilities; a balanced "
+        "accuracy asks for the decision as of equally frequent labels instead: by probability over "
+        "the prevalence that /model names, where the site states none",
+        examples=["nv"],
+    )
     probabilities: dict[str, Share] | None = Field(
         description="calibrated, sum 1; at the site's prevalence where the site states one",
         examples=[{"nv": 0.91, "mel": 0.09}],

@@ -78,6 +78,7 @@ def evaluate(
     against: Path | None = None,
     allow_seen: bool = False,
     without_seen: bool = False,
+    variant: str | None = None,
     report: StageReport = silent,
 ) -> dict[str, Any]:
     """Evaluate a model on a cohort, write the folder `out` and return `metrics.json`'s content.
@@ -91,6 +92,7 @@ def evaluate(
         against: another's answers to the same images, an `.npz` as `training/anchor.py` says.
         allow_seen: evaluate on groups that the model was shown, and mark every table.
         without_seen: leave those groups out instead, and say how many images that were.
+        variant: precision of a bundle's image encoder; None takes the bundle's choice.
         report: called with stage, done and total.
 
     Raises:
@@ -100,7 +102,7 @@ def evaluate(
         CatalogueError: the catalogue is not the bundle's.
     """
     with staged_folder(out) as stage:
-        fitted = open_fitted(model)
+        fitted = open_fitted(model, variant)
         rows = _choose_rows(cohort, splits, fitted)
         chosen_images = len(rows)
         if without_seen:
@@ -259,7 +261,7 @@ class Judging:
         guessed = self._guess(embeddings, catalogue)
         judged = self._judge(embeddings, guessed)
         asking = FrozenFeatures(self.fitted, self.cohort, self.rows, self.report)
-        frozen = asking.measure(squares, embeddings, self.accepted.records)
+        frozen = asking.measure(squares, embeddings, self.accepted.records, self.truth.labelled)
         metrics = {
             "bootstrap": {"samples": SAMPLES, "seed": SEED, "interval": "95 % percentile"},
             "meaning": MEANING,
@@ -270,7 +272,8 @@ class Judging:
             "harm": harm_and_help(judged.answers, self.truth),
             "subgroups": subgroup_figures(
                 {name: judged.answers[name] for name in PREDICTED if name in judged.answers},
-                self.accepted.records,
+                # The cohort's own: whom a model serves worse does not depend on what it reads.
+                self.rows.records,
                 self.raw,
                 self.truth,
                 self.fitted.calibration,

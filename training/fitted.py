@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from bundle.calibration import Calibration
 from bundle.encoder import Encoders, OnnxEncoders
-from bundle.errors import TrainingError
+from bundle.errors import InvalidSettings, TrainingError
 from bundle.fields import FieldSchema
 from bundle.images import ImageInput
 from bundle.novelty import NoveltyModel
@@ -20,6 +20,7 @@ from training.run import SEEN, SeenGroups, read_info, read_run_config, read_seen
 
 FloatArray = npt.NDArray[np.float32]
 NOVELTY = "novelty.npz"
+RUN_VARIANT = "fp32"
 
 
 @dataclass(frozen=True)
@@ -69,30 +70,41 @@ class FittedModel:
         return set[str]().union(*(seen.overlap(groups) for seen in self.seen))
 
 
-def open_fitted(path: Path) -> FittedModel:
+def open_fitted(path: Path, variant: str | None = None) -> FittedModel:
     """Return the model in a run's or a bundle's folder.
+
+    Args:
+        path: the folder.
+        variant: precision of a bundle's image encoder; None takes the bundle's choice. A run has
+            fp32 alone.
 
     Raises:
         TrainingError: the folder is neither, or the run is not fitted.
+        InvalidSettings: there is no such variant.
         BundleError: the bundle cannot be used.
     """
     if (path / MANIFEST).is_file():
-        return _open_bundle(path)
+        return _open_bundle(path, variant)
     if (path / "run.json").is_file():
+        if variant not in (None, RUN_VARIANT):
+            raise InvalidSettings(
+                f"variant: expected {RUN_VARIANT}, which a run is computed in, got {variant}: name "
+                "a bundle to measure another precision"
+            )
         return _open_run(path)
     raise TrainingError(
         f"{path}: expected a fitted run (run.json) or a bundle ({MANIFEST}), got neither"
     )
 
 
-def _open_bundle(path: Path) -> FittedModel:
+def _open_bundle(path: Path, variant: str | None) -> FittedModel:
     bundle = open_bundle(path)
-    manifest = bundle.manifest
+    manifest, encoders = bundle.manifest, OnnxEncoders(bundle, variant=variant)
     return FittedModel(
         kind="bundle",
         id=manifest.bundle_id,
-        variant=manifest.variant,
-        encoders=OnnxEncoders(bundle),
+        variant=encoders.variant.name,
+        encoders=encoders,
         calibration=bundle.calibration,
         novelty=NoveltyModel.from_bytes(bundle.read(NOVELTY)) if bundle.has(NOVELTY) else None,
         schema=manifest.record_schema,
@@ -115,7 +127,7 @@ def _open_run(path: Path) -> FittedModel:
     return FittedModel(
         kind="run",
         id=_identify(path),
-        variant="fp32",
+        variant=RUN_VARIANT,
         encoders=encoders,
         calibration=calibration,
         novelty=NoveltyModel.from_bytes((path / NOVELTY).read_bytes()),

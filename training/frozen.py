@@ -22,6 +22,7 @@ from training.fitted import FittedModel
 from training.progress import StageReport
 from training.representation import MEANING, Representation, evaluate_representation
 from training.retrieval import Nearest, directions, nearest_lesions
+from training.scores import Labelled
 from training.task import Side, Task
 
 FloatArray = npt.NDArray[np.float32]
@@ -59,7 +60,11 @@ class FrozenFeatures:
         self.reference = train.take(np.array([g not in own for g in train.group_id], np.bool_))
 
     def measure(
-        self, squares: Squares, embeddings: FloatArray, records: Sequence[Record]
+        self,
+        squares: Squares,
+        embeddings: FloatArray,
+        records: Sequence[Record],
+        labelled: Labelled | str,
     ) -> Frozen | str:
         """Return every figure, or why there is none.
 
@@ -67,13 +72,20 @@ class FrozenFeatures:
             squares: the N evaluated pictures.
             embeddings: (N, D) float32, their image features.
             records: their N canonical records.
+            labelled: what is known of their labels, or why nothing can be asked of them.
         """
         if not len(self.reference):
             return "the cohort has no train split beside the evaluated images"
         fitted, reference = self.fitted, self.reference
         pictures = Squares(self.cohort, reference, fitted.image_input, keep_mib=KEEP_MIB)
         known = embed_rows(fitted.encoders, pictures, report=partial(self.report, "embed train"))
-        task = Task(fitted.labels, fitted.malignant_labels, Side.of(reference), Side.of(self.rows))
+        task = Task(
+            fitted.labels,
+            fitted.malignant_labels,
+            Side.of(reference),
+            Side.of(self.rows),
+            refused=labelled if isinstance(labelled, str) else None,
+        )
         image = evaluate_representation(known, embeddings, task)
         self.report("frozen features", 1, 2)
         accepted = accept_records(reference.records, self.cohort.schema, fitted.schema).records

@@ -436,7 +436,13 @@ def _frozen_rows(sides: Mapping[str, Metrics]) -> Iterator[Row]:
 
 
 def _assessable(assessable: Metrics, mark: str | None) -> Iterator[str]:
-    yield from ("", "## Not assessable", "", "All figures above include these images.")
+    yield from (
+        "",
+        "## Not assessable",
+        "",
+        "A service gives these images no label and no probabilities; all figures above include "
+        "them.",
+    )
     rows = [[k.replace("_", " "), show(assessable[k])] for k in ("not_assessable", "quality")]
     rows += [[k.replace("_", " "), f"{v:.3f}"] for k, v in assessable["quality_by_reason"].items()]
     yield from table(

@@ -48,13 +48,20 @@ class Resampling:
         self.counts = np.stack([np.ones(count, np.int64), *drawn]).astype(np.int32)
 
     def draws(self, statistic: Statistic) -> Draws:
-        """Return (1 + samples, ...) values: of all rows, then of each resample."""
+        """Return (1 + samples, ...) values: of all rows, then of each resample.
+
+        Of one group alone those of the resamples are NaN.
+        """
         step = max(1, CHUNK // len(self.row_group))
         parts = [
             statistic(self.counts[start : start + step][:, self.row_group].astype(np.float64))
             for start in range(0, len(self.counts), step)
         ]
-        return np.concatenate(parts)
+        drawn = np.concatenate(parts)
+        if self.counts.shape[1] == 1:
+            # Every resample of one group is that group: nothing is known of others.
+            drawn[1:] = np.nan
+        return drawn
 
 
 def estimate(draws: Draws, reason: str = "the rows hold only one side") -> Estimate:
@@ -68,7 +75,7 @@ def estimate(draws: Draws, reason: str = "the rows hold only one side") -> Estim
         return {"value": None, "reason": reason}
     known = draws[1:][~np.isnan(draws[1:])]
     if len(known) < DEFINED * len(draws[1:]):
-        why = "no interval: too many resamples give no value"
+        why = "no interval: one group alone, or too many resamples without a value"
         return {"value": float(draws[0]), "low": None, "high": None, "reason": why}
     low, high = np.quantile(known, [0.025, 0.975])
     return {"value": float(draws[0]), "low": float(low), "high": float(high)}

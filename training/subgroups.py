@@ -39,7 +39,7 @@ def subgroup_figures(
 
     Args:
         answers: by condition, of the N rows.
-        records: the N rows' records as the model's schema names their fields.
+        records: the N rows' records in canonical names, read by the model or not.
         raw: what the cohort says of the rows.
         truth: what can be asked of them.
         calibration: gives the prediction sets.

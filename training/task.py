@@ -69,6 +69,8 @@ class Task:
         per_label: sizes of those draws, labelled images a label.
         shares: sizes of those draws, shares of the reference groups.
         seed: of resampling and draws.
+        refused: why nothing may be measured, known beforehand: labels that are not the task's look
+            like none here.
     """
 
     labels: tuple[str, ...]
@@ -80,6 +82,7 @@ class Task:
     per_label: tuple[int, ...] = PER_LABEL
     shares: tuple[float, ...] = SHARES
     seed: int = 0
+    refused: str | None = None
 
     @cached_property
     def truth(self) -> Truth:
@@ -100,6 +103,8 @@ class Task:
     @cached_property
     def problem(self) -> str | None:
         """Why nothing can be measured, None where it can."""
+        if self.refused is not None:
+            return self.refused
         if len(np.unique(self.reference.label[self.reference.label >= 0])) < 2:
             return "the train split holds fewer than two labels"
         if isinstance(self.truth.labelled, str):

@@ -19,6 +19,13 @@ def evaluate(
     against: Annotated[
         Path | None, Option(help="another model's probabilities (.npz), compared in pairs")
     ] = None,
+    variant: Annotated[
+        str | None,
+        Option(
+            envvar="SLIMP_VARIANT",
+            help="precision of the image encoder; by default the bundle's choice",
+        ),
+    ] = None,
     allow_seen: Annotated[
         bool, Option("--allow-seen", help="evaluate on groups that training saw; marks the tables")
     ] = False,
@@ -41,6 +48,7 @@ def evaluate(
             against=against,
             allow_seen=allow_seen,
             without_seen=without_seen,
+            variant=variant,
             report=report,
         )
     say((out / "report.md").read_text(encoding="utf-8"))

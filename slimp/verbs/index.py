@@ -14,7 +14,11 @@ def index(
     cohort: Annotated[Path, Argument(help="a prepared cohort")],
     out: Annotated[Path, Option(help="the catalogue folder to write")],
     variant: Annotated[
-        str | None, Option(help="precision of the image encoder; else the bundle's choice")
+        str | None,
+        Option(
+            envvar="SLIMP_VARIANT",
+            help="precision of the image encoder; by default the bundle's choice",
+        ),
     ] = None,
     split: Annotated[list[str] | None, Option(help="splits that go in; repeat for several")] = None,
     factory: Annotated[str, Option("--index", help=INDEX_HELP)] = "auto",

@@ -15,13 +15,17 @@ def predict(
     images: Annotated[list[Path], Argument(help="image files or folders of them")],
     out: Annotated[Path, Option(help="the table to write: .csv or .parquet")],
     metadata: Annotated[
-        Path | None, Option(help="a CSV with a column `image` (file name) and one a field")
+        Path | None, Option(help="a CSV with a column `image` (file name, suffix or not) and one a field")
     ] = None,
     catalogue: Annotated[
         Path | None, Option(help="reference lesions, for extrapolated metadata")
     ] = None,
     variant: Annotated[
-        str | None, Option(help="precision of the image encoder; by default the bundle's choice")
+        str | None,
+        Option(
+            envvar="SLIMP_VARIANT",
+            help="precision of the image encoder; by default the bundle's choice",
+        ),
     ] = None,
     prevalence: Annotated[
         float | None,

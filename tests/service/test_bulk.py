@@ -162,6 +162,17 @@ def test_metadata_reaches_the_image_that_has_its_name(desk: Desk, runtime: Runti
     assert plain[2][LABELS.index("mel")] > bare[2][LABELS.index("mel")]
 
 
+def test_a_name_without_its_suffix_is_that_of_the_one_file_that_has_it(desk: Desk) -> None:
+    metadata = desk.write_metadata("image,age\nred,40\ngreen.png,50\nlost,60\n")
+    summary = desk.predict(metadata=metadata)
+    assert summary.unused == ("lost",)
+    given = {Path(row["file"]).name: row["given"] for row in desk.rows()}
+    assert given["red.png"] == given["green.png"] == "age_years"
+    twice = desk.write_metadata("image,age\nred,40\nred.png,50\n")
+    with pytest.raises(InvalidRecord, match=r"two about red\.png"):
+        desk.predict(metadata=twice)
+
+
 def test_metadata_about_no_image_is_reported(desk: Desk) -> None:
     metadata = desk.write_metadata("image,age\nred.png,40\nlost.png,50\nimages/green.png,60\n")
     assert desk.predict(metadata=metadata).unused == ("lost.png", "images/green.png")
@@ -183,7 +194,7 @@ def test_metadata_about_no_image_is_reported(desk: Desk) -> None:
         ("image,age\nred.png\n", InvalidRecord, "line 2: expected 2 cells.*got 1"),
         ("image,age\n ,1\n", InvalidRecord, "line 2: expected an image's file name, got none"),
         ('image,age\n"red.png,1\n', InvalidRecord, "expected a CSV file in UTF-8: unexpected end"),
-        ("image,age\nred,1\n", InvalidRecord, r"such as blue.png\), got red and none"),
+        ("image,age\nlost,1\n", InvalidRecord, r"such as blue.png\), got lost and none"),
     ],
 )
 def test_metadata_at_fault_is_refused_before_any_image_is_read(

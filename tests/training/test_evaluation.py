@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from bundle.calibration import softmax
-from bundle.errors import CohortError, ForeignCatalogue, SeenGroups, TrainingError
+from bundle.errors import CohortError, ForeignCatalogue, InvalidSettings, SeenGroups, TrainingError
 from bundle.fields import Field, FieldSchema, Record
 from bundle.images import decode_image, prepare_image
 from bundle.records import encode_records
@@ -268,6 +268,16 @@ def test_every_labels_interval_is_that_of_its_rows_one_sample_at_a_time() -> Non
     assert estimate(draws[:, 3], "no image") == {"value": None, "reason": "no image"}
 
 
+def test_one_group_alone_has_a_value_and_no_interval() -> None:
+    score, positive = np.arange(6, dtype=np.float32), np.arange(6) % 2 == 1
+    drawn = Resampling(["p1"] * 6, samples=20).draws(auroc_of(positive, score))
+    got = estimate(drawn)
+    assert got["value"] == pytest.approx(auroc(positive, score))
+    assert (got["low"], got["high"]) == (None, None)
+    assert "one group alone" in got["reason"]
+    assert estimate(Resampling(["p1"] * 5 + ["p2"], samples=20).draws(mean_of(score)))["low"] == 2
+
+
 def test_a_difference_is_paired_over_the_same_resamples() -> None:
     label, chances, groups = noisy(1)
     other = noisy(2)[1]
@@ -442,6 +452,32 @@ def test_pseudo_metadata_stands_beside_the_neighbours(made: tuple[dict[str, Any]
             assert figures["expected_calibration_error"]["value"] == pytest.approx(error)
     report = (out / "report.md").read_text()
     assert "| marginal |" in report
+
+
+def test_a_precision_that_the_model_does_not_have_is_refused(bundle: Path, fitted: Path) -> None:
+    assert open_fitted(bundle, "fp32").variant == "fp32"
+    assert open_fitted(fitted, "fp32").variant == "fp32"
+    for model in (bundle, fitted):
+        with pytest.raises(InvalidSettings, match="bf16"):
+            open_fitted(model, "bf16")
+
+
+def test_subgroups_are_of_the_cohorts_records_whatever_the_model_reads(
+    tmp_path: Path, bundle: Path
+) -> None:
+    skin = Field(
+        name="fitzpatrick_skin_type", level="patient", kind="categorical", categories=("1", "6")
+    )
+    rows = [
+        replace(row, record={**row.record, skin.name: "6" if row.patient_id == "p1" else "1"})
+        for row in coloured()
+    ]
+    cohort = make_cohort(
+        tmp_path / "cohort", rows, schema=FieldSchema(fields=(*SCHEMA.fields, skin))
+    )
+    got = evaluate(bundle, cohort, tmp_path / "out", splits=("all",), allow_seen=True)
+    assert skin.name in got["fields"]["left_out"]
+    assert set(got["subgroups"][skin.name]) == {"1", "6"}
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4])
@@ -638,6 +674,22 @@ def test_a_bundle_that_does_not_say_what_it_saw_is_refused_unless_allowed(
     got = evaluate(tmp_path / "bundle", colours, tmp_path / "out", allow_seen=True)
     assert got["seen"]["groups"] is None
     assert "may include" in got["seen"]["mark"]
+
+
+def test_of_other_labels_no_probe_and_no_gap_is_asked(tmp_path: Path, bundle: Path) -> None:
+    """Two of the labels would be learned from, and malignancy asked of all images."""
+    names: dict[str, str | None] = {"nv": "NEV", "mel": "mel", "bcc": "bcc"}
+    cohort = make_cohort(
+        tmp_path / "cohort",
+        list(coloured(labels=names)),
+        labels=("NEV", "mel", "bcc"),
+        malignant_labels=("mel", "bcc"),
+    )
+    got = evaluate(bundle, cohort, tmp_path / "out", allow_seen=True)
+    for side in ("image", "image and record"):
+        assert "NEV" in got["frozen"][side]["reason"]
+    assert "NEV" in got["missingness"]["indicators_alone"]["reason"]
+    assert got["conditions"]["image"]["malignant_auroc"]["value"] is not None
 
 
 def test_other_labels_leave_malignancy_and_melanoma(tmp_path: Path, bundle: Path) -> None:
