@@ -176,7 +176,7 @@ def tuned_features(
         batches: told which epoch begins.
         precision: of the tower.
         mixup: the Beta distribution's parameter of mixup (Zhang et al., 2018, arXiv 1710.09412);
-            every other batch is mixed. 0 mixes none.
+            half of the batches, drawn at random, are mixed. 0 mixes none.
     """
     device = next(towers.parameters()).device
     epochs = itertools.count()

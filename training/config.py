@@ -203,8 +203,8 @@ class FitSettings(Section):
         0.0,
         ge=0,
         le=10,
-        description="Beta parameter by which pictures of every other batch are mixed in pairs "
-        "while fine-tuning (mixup); 0 mixes none",
+        description="Beta parameter by which pictures are mixed in pairs while fine-tuning "
+        "(mixup), in half of the batches, drawn at random; 0 mixes none",
     )
     epochs: Count = Field(30, description="passes over the embeddings for the classifier")
     learning_rate: float = Field(1e-3, gt=0)
