@@ -24,6 +24,7 @@ from index.vectors import (
     Neighbours,
     dynamic,
     read_faiss,
+    threads_for,
 )
 
 # Where a smaller share is eligible, these are compared alone: that is exact, and no slower.
@@ -217,7 +218,8 @@ class ApproximateIndex:
         if self._is_turned:
             params = dynamic.SearchParametersPreTransform(index_params=params)
         order = _neighbourly(queries)
-        _, ids = self._near.search(np.ascontiguousarray(queries[order]), fetch, params=params)
+        with threads_for(len(queries)):
+            _, ids = self._near.search(np.ascontiguousarray(queries[order]), fetch, params=params)
         found = np.empty(ids.shape, np.int64)
         found[order] = ids
         return found

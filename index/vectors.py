@@ -6,7 +6,8 @@ Knows nothing of lesions, SQL or files' meaning; `cache` decides which file may 
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -297,7 +298,8 @@ class FlatIndex:
         if runs_on_gpu(fetch, is_filtered=selector is not None):
             return self._gpu_copy().search(asked, fetch)
         options = {} if selector is None else {"params": dynamic.SearchParameters(sel=selector)}
-        scores, ids = self._index.search(asked, fetch, **options)
+        with threads_for(len(asked)):
+            scores, ids = self._index.search(asked, fetch, **options)
         return scores, ids
 
     def _gpu_copy(self) -> GpuCopy:
@@ -330,6 +332,22 @@ def read_faiss(path: Path, flags: int = 0) -> Any:
     except (RuntimeError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptCatalogue(f"{path}: FAISS cannot read it ({reason})") from None
+
+
+@contextmanager
+def threads_for(queries: int) -> Iterator[None]:
+    """Have FAISS use no more threads in this block than there are queries to share out.
+
+    It does not share out the vectors of one query: further threads wait for the one that works,
+    awake, which takes a quarter longer then and twice the processors. The number is the calling
+    thread's own.
+    """
+    most = dynamic.omp_get_max_threads()
+    dynamic.omp_set_num_threads(max(1, min(queries, most)))
+    try:
+        yield
+    finally:
+        dynamic.omp_set_num_threads(most)
 
 
 def _prefer_matrix_products() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bundle.encoder import unit_norm
 from bundle.errors import CorruptCatalogue, DimensionMismatch
-from index.vectors import Eligible, FlatIndex, IdArray
+from index.vectors import Eligible, FlatIndex, IdArray, dynamic
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -124,3 +124,27 @@ def test_a_file_that_faiss_cannot_read_is_a_corrupt_catalogue(tmp_path: Path) ->
     (tmp_path / "index").write_bytes(b"not an index at all")
     with pytest.raises(CorruptCatalogue, match="FAISS cannot read"):
         FlatIndex.load(tmp_path / "index")
+
+
+def test_one_query_is_searched_by_one_thread_and_the_callers_number_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index, vectors = FlatIndex(4), np.eye(4, dtype=np.float32)
+    index.add(np.arange(1, 5), vectors)
+    before = dynamic.omp_get_max_threads()
+    dynamic.omp_set_num_threads(3)
+    seen: list[int] = []
+    search = index._index.search
+
+    def watched(*given: object, **named: object) -> object:
+        seen.append(dynamic.omp_get_max_threads())
+        return search(*given, **named)
+
+    monkeypatch.setattr(index._index, "search", watched)
+    try:
+        for queries in (vectors[:1], vectors[:2], vectors):
+            index.search(queries, 1)
+        assert seen == [1, 2, 3]
+        assert dynamic.omp_get_max_threads() == 3
+    finally:
+        dynamic.omp_set_num_threads(before)
