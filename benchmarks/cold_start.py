@@ -1,18 +1,17 @@
 """How long a service takes to be ready on a large catalogue, and what it holds in memory then.
 
     python -m benchmarks.cold_start make BUNDLE FOLDER [--lesions 400000] [--index auto]
-    python -m benchmarks.cold_start time BUNDLE FOLDER [--starts 3]
+    python -m benchmarks.cold_start time BUNDLE FOLDER [--starts 3] [--picture FILE]
 
 `make` writes a catalogue for a bundle whose embeddings have 384 numbers: made vectors
 (`benchmarks.retrieval_vectors`), a record of random values each, four lesions a patient. `time`
 starts the service on it, several times: seconds from the process to ready, those of loading and
 checking (`slimp_load_seconds`: bundle, golden vectors, batching, catalogue), so that the rest is
-the interpreter and the imports; where its memory lies; and after the last start where it lies once
-one lesion was added, and how long that took.
+the interpreter and the imports; where its memory lies; and, with a picture that the bundle judges,
+after the last start where it lies once a lesion of it was added, and how long that took.
 """
 
 import argparse
-import io
 import re
 import sys
 import tempfile
@@ -21,7 +20,6 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.memory import memory_mib
 from benchmarks.retrieval_vectors import CHUNK, DIM, Generator
@@ -104,8 +102,9 @@ def time_starts(options: argparse.Namespace) -> None:
                 said = re.search(r"^slimp_load_seconds (\S+)", metrics, re.MULTILINE)
                 loading = 0.0 if said is None else float(said[1])
                 show(f"start {start}", ready, f"{loading:.2f}", server)
-                if start == options.starts:
-                    show("first lesion added", add_lesion(port), "", server)
+                if start == options.starts and options.picture is not None:
+                    took = add_lesion(port, options.picture.read_bytes())
+                    show("first lesion added", took, "", server)
 
 
 def show(what: str, seconds: float, loading: str, server: Server) -> None:
@@ -113,12 +112,9 @@ def show(what: str, seconds: float, loading: str, server: Server) -> None:
     print(f"| {what} | {seconds:.2f} | {loading} | {numbers} |", flush=True)
 
 
-def add_lesion(port: int) -> float:
-    """Return the seconds until a picture that nobody sent before is in the catalogue."""
-    pixels = np.random.default_rng().integers(256, size=(300, 300, 3), dtype=np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(pixels).save(picture, "JPEG")
-    request = request_of(picture.getvalue(), f"127.0.0.1:{port}", "/lesions")
+def add_lesion(port: int, picture: bytes) -> float:
+    """Return the seconds until a lesion of this picture is in the catalogue."""
+    request = request_of(picture, f"127.0.0.1:{port}", "/lesions")
     connection, began = Connection("127.0.0.1", port), time.perf_counter()
     status = connection.ask(request)
     taken = time.perf_counter() - began
@@ -143,6 +139,7 @@ def main() -> None:
             task.add_argument("--index", default="auto")
         else:
             task.add_argument("--starts", type=int, default=3)
+            task.add_argument("--picture", type=Path)
     options = parser.parse_args()
     options.run(options)
 

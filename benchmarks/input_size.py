@@ -103,6 +103,8 @@ def load_encoder(size: int, source: str) -> ort.InferenceSession:
     graph = Graph("image_encoder", tower, lambda n, _: (torch.randn(n, 3, size, size),))
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cpus()
+    # All sizes are loaded: threads of those that are not asked must not wait awake.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(to_onnx(graph), options, providers=["CPUExecutionProvider"])
 
 

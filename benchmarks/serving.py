@@ -41,7 +41,8 @@ from export.ladder import describe_machine
 from tests.ports import free_port
 
 PEERS = ("fastapi", "litserve", "bentoml")
-CLIENTS = 16
+# As many as find a place: SLIMP_MAX_CONCURRENCY and SLIMP_MAX_QUEUE by default.
+CLIENTS = 12
 SHARE, OVERLOAD = 0.8, 10
 SEED = 0
 START_S = 180.0

@@ -166,7 +166,7 @@ class Settings(BaseSettings):
         le=1000,
     )
     max_concurrency: int = setting(
-        16,
+        8,
         "requests that are worked on at the same time; as many as there are processors decode, the "
         "others wait for the image encoder. Bulk requests (`Priority: u=5` or higher) have half",
         unit="requests",
