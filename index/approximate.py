@@ -35,8 +35,6 @@ MOST_REMOVED = 0.3
 TUNED_K = 10
 # Vectors that FAISS's codes are trained on, at most.
 TRAINING_VECTORS = 100_000
-# Of so many queries at once, those that look alike are asked after each other.
-MANY_QUERIES, PIVOTS = 128, 64
 
 
 @dataclass(frozen=True)
@@ -217,12 +215,9 @@ class ApproximateIndex:
             params = dynamic.SearchParametersIVF(nprobe=math.ceil(breadth * reach))
         if self._is_turned:
             params = dynamic.SearchParametersPreTransform(index_params=params)
-        order = _neighbourly(queries)
         with threads_for(len(queries)):
-            _, ids = self._near.search(np.ascontiguousarray(queries[order]), fetch, params=params)
-        found = np.empty(ids.shape, np.int64)
-        found[order] = ids
-        return found
+            _, ids = self._near.search(np.ascontiguousarray(queries), fetch, params=params)
+        return np.asarray(ids, np.int64)
 
 
 def make_empty(factory: str, dim: int) -> Any:
@@ -240,18 +235,6 @@ def make_empty(factory: str, dim: int) -> Any:
     if not _is_known(near):
         raise CatalogueError(f"{factory!r}: expected HNSW... or IVF..., such as 'PCA96,HNSW32,SQ8'")
     return near
-
-
-def _neighbourly(queries: FloatArray) -> IdArray:
-    """Return (N,) int64, an order in which queries that look alike follow each other.
-
-    They walk the same part of the index, which then is in the processor's cache: a thousand at once
-    take an eighth less time. Few are left as they came.
-    """
-    if len(queries) < MANY_QUERIES:
-        return np.arange(len(queries))
-    pivots = queries[:: len(queries) // PIVOTS]
-    return np.argsort((queries @ pivots.T).argmax(axis=1), kind="stable")
 
 
 def _below_ids(near: Any) -> Any:
