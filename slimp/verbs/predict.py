@@ -15,7 +15,8 @@ def predict(
     images: Annotated[list[Path], Argument(help="image files or folders of them")],
     out: Annotated[Path, Option(help="the table to write: .csv or .parquet")],
     metadata: Annotated[
-        Path | None, Option(help="a CSV with a column `image` (file name, suffix or not) and one a field")
+        Path | None,
+        Option(help="a CSV with a column `image` (file name, suffix or not) and one a field"),
     ] = None,
     catalogue: Annotated[
         Path | None, Option(help="reference lesions, for extrapolated metadata")
