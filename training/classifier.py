@@ -248,16 +248,17 @@ def train_classifier(
             features = batch.features.to(device)
             target, other = label[batch.index].to(device), label[batch.other].to(device)
             # Balanced logits: the prior is added here and again, refitted, in calibration.
-            own = classifier.of_image(features) + log_prior
-            loss = batch.share * cross_entropy(own, target)
-            if batch.is_mixed:
+            loss = torch.zeros((), device=device)
+            if not batch.is_mixed:
                 # No record is that of a mixed picture.
-                loss = loss + (1 - batch.share) * cross_entropy(own, other)
-            else:
                 drawn = records.draw(batch.index.numpy(), rng)
                 logits = classify(towers, classifier, features, drawn.records, drawn.show_image)
                 losses = cross_entropy(logits + log_prior, target, reduction="none")
-                loss = loss + (losses * torch.from_numpy(drawn.weight).to(device)).mean()
+                loss = (losses * torch.from_numpy(drawn.weight).to(device)).mean()
+            own = classifier.of_image(features) + log_prior
+            loss = loss + batch.share * cross_entropy(own, target)
+            if batch.is_mixed:
+                loss = loss + (1 - batch.share) * cross_entropy(own, other)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

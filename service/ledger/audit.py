@@ -177,7 +177,7 @@ class AuditLog:
                     failure = LedgerError(f"a row of the audit was not written: {reason}")
                     failure.__cause__ = None if known else error
                     written.set_exception(failure)
-            return
+            raise
         for (_, written), is_told, head in zip(rows, told, heads, strict=True):
             if is_told:
                 written.set_result(head)
