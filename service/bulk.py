@@ -17,13 +17,7 @@ from bundle.cpus import available_cpus
 from bundle.errors import InferenceError, InvalidImage, InvalidRecord
 from index.catalogue import Catalogue
 from index.pipeline import in_order
-from service.bulk_records import (
-    Records,
-    check_values,
-    find_unused,
-    match_names,
-    read_records,
-)
+from service.bulk_records import Records, check_values, find_unused, match_names, read_records
 from service.bulk_table import (
     Journal,
     Row,

@@ -18,7 +18,8 @@ from index.extrapolation import Extrapolated
 from index.filters import Filter, parse_filter
 from index.lesions import Receipt, RequestKey
 from service.assessment import assess, assess_each
-from service.batching import BatchedEncoders, fixed_batching, measure_batching
+from service.batch_choice import fixed_batching, measure_batching
+from service.batching import BatchedEncoders
 from service.context import Candidate, answer_risk
 from service.embeddings import EmbeddingCache
 from service.errors import InvalidRequest, LedgerError

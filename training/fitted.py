@@ -13,6 +13,7 @@ from bundle.encoder import Encoders, OnnxEncoders
 from bundle.errors import InvalidSettings, TrainingError
 from bundle.fields import FieldSchema
 from bundle.images import ImageInput
+from bundle.manifest import BASE_VARIANT
 from bundle.novelty import NoveltyModel
 from bundle.store import MANIFEST, open_bundle
 from training.encoders import load_encoders
@@ -20,7 +21,6 @@ from training.run import SEEN, SeenGroups, read_info, read_run_config, read_seen
 
 FloatArray = npt.NDArray[np.float32]
 NOVELTY = "novelty.npz"
-RUN_VARIANT = "fp32"
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def open_fitted(path: Path, variant: str | None = None) -> FittedModel:
     if (path / MANIFEST).is_file():
         return _open_bundle(path, variant)
     if (path / "run.json").is_file():
-        if variant not in (None, RUN_VARIANT):
+        if variant not in (None, BASE_VARIANT):
             raise InvalidSettings(
-                f"variant: expected {RUN_VARIANT}, which a run is computed in, got {variant}: name "
-                "a bundle to measure another precision"
+                f"variant: expected {BASE_VARIANT}, which a run is computed in, got {variant}: "
+                "name a bundle to measure another precision"
             )
         return _open_run(path)
     raise TrainingError(
@@ -127,7 +127,7 @@ def _open_run(path: Path) -> FittedModel:
     return FittedModel(
         kind="run",
         id=_identify(path),
-        variant=RUN_VARIANT,
+        variant=BASE_VARIANT,
         encoders=encoders,
         calibration=calibration,
         novelty=NoveltyModel.from_bytes((path / NOVELTY).read_bytes()),

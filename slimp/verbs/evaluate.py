@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from slimp.options import Variant
+
 
 def evaluate(
     model: Annotated[Path, Argument(help="a fitted run or a bundle")],
@@ -19,13 +21,7 @@ def evaluate(
     against: Annotated[
         Path | None, Option(help="another model's probabilities (.npz), compared in pairs")
     ] = None,
-    variant: Annotated[
-        str | None,
-        Option(
-            envvar="SLIMP_VARIANT",
-            help="precision of the image encoder; by default the bundle's choice",
-        ),
-    ] = None,
+    variant: Variant = None,
     allow_seen: Annotated[
         bool, Option("--allow-seen", help="evaluate on groups that training saw; marks the tables")
     ] = False,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from slimp.options import Variant
+
 INDEX_HELP = "the vector index: auto (by size), flat (exact), or FAISS's factory text, HNSW or IVF"
 RECALL_HELP = "the least share of the 10 nearest that an approximate index finds, as measured"
 
@@ -13,13 +15,7 @@ def index(
     bundle: Annotated[Path, Argument(help="the bundle that embeds")],
     cohort: Annotated[Path, Argument(help="a prepared cohort")],
     out: Annotated[Path, Option(help="the catalogue folder to write")],
-    variant: Annotated[
-        str | None,
-        Option(
-            envvar="SLIMP_VARIANT",
-            help="precision of the image encoder; by default the bundle's choice",
-        ),
-    ] = None,
+    variant: Variant = None,
     split: Annotated[list[str] | None, Option(help="splits that go in; repeat for several")] = None,
     factory: Annotated[str, Option("--index", help=INDEX_HELP)] = "auto",
     recall: Annotated[float, Option(help=RECALL_HELP)] = 0.99,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
+from slimp.options import Variant
+
 SHOWN_NAMES = 5
 # Done, and some files are listed as refused.
 PASSED_OVER = 3
@@ -21,13 +23,7 @@ def predict(
     catalogue: Annotated[
         Path | None, Option(help="reference lesions, for extrapolated metadata")
     ] = None,
-    variant: Annotated[
-        str | None,
-        Option(
-            envvar="SLIMP_VARIANT",
-            help="precision of the image encoder; by default the bundle's choice",
-        ),
-    ] = None,
+    variant: Variant = None,
     prevalence: Annotated[
         float | None,
         Option(

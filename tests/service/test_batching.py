@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import InferenceError, Overloaded
-from service.batching import BatchedEncoders, Batching, fixed_batching, measure_batching
+from service.batch_choice import fixed_batching, measure_batching
+from service.batching import BatchedEncoders, Batching
 from service.errors import TimedOut
 from service.tickets import BULK_TURN, Lane, Ticket, current_ticket, lane_of
 from tests.fakes import DIM, FakeEncoders
@@ -362,7 +363,7 @@ def rates_of(seconds: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Batc
             now[0] += seconds[len(pixels)]
             return super().embed_images(pixels)
 
-    monkeypatch.setattr("service.batching.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("service.batch_choice.time.perf_counter", lambda: now[0])
     return measure_batching(Timed(), 4, 0.5)
 
 
@@ -402,8 +403,8 @@ def test_runs_go_side_by_side_unless_all_threads_in_one_pay_much_more(
 ) -> None:
     rates = {1: 10.0, 2: 10.6, 4: 11.2, 8: batch_of_8}
     rates = rates if batch_of_8 > 10 else dict.fromkeys(rates, 10.0)
-    monkeypatch.setattr("service.batching._rate", lambda encoders, size_px, batch: rates[batch])
-    monkeypatch.setattr("service.batching._rate_side_by_side", lambda *_: beside)
+    monkeypatch.setattr("service.batch_choice._rate", lambda encoders, size_px, batch: rates[batch])
+    monkeypatch.setattr("service.batch_choice._rate_side_by_side", lambda *_: beside)
     # Batches of runs side by side pay nothing here.
     found = measure_batching(FakeEncoders(), 4, 0.5, narrow=FakeEncoders(), at_once=2)
     assert (found.at_once, found.max_batch) == (at_once, max_batch)
@@ -413,9 +414,9 @@ def test_runs_go_side_by_side_unless_all_threads_in_one_pay_much_more(
 
 def test_runs_side_by_side_take_the_batch_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     beside = {1: 10.0, 2: 16.0, 4: 20.0, 8: 20.5}
-    monkeypatch.setattr("service.batching._rate", lambda *_: 10.0)
+    monkeypatch.setattr("service.batch_choice._rate", lambda *_: 10.0)
     monkeypatch.setattr(
-        "service.batching._rate_side_by_side",
+        "service.batch_choice._rate_side_by_side",
         lambda encoders, size_px, at_once, batch: beside[batch],
     )
     found = measure_batching(FakeEncoders(), 4, 0.5, narrow=FakeEncoders(), at_once=2)
@@ -475,7 +476,7 @@ def test_every_batch_that_a_site_allows_has_run_before_the_first_request(watched
 
 
 def test_company_is_awaited_as_long_as_one_picture_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.batching._rate", lambda encoders, size_px, batch: 10.0 * batch)
+    monkeypatch.setattr("service.batch_choice._rate", lambda encoders, size_px, batch: 10.0 * batch)
     encoders = FakeEncoders()
     assert fixed_batching(encoders, 2, 1, None).max_delay_s == 0
     assert fixed_batching(encoders, 2, 8, None).max_delay_s == pytest.approx(0.1)
@@ -483,7 +484,7 @@ def test_company_is_awaited_as_long_as_one_picture_takes(monkeypatch: pytest.Mon
     # Two runs side by side that make 40 a second take 50 ms each.
     paying = {1: 40.0, 2: 80.0, 4: 160.0, 8: 320.0}
     monkeypatch.setattr(
-        "service.batching._rate_side_by_side",
+        "service.batch_choice._rate_side_by_side",
         lambda encoders, size_px, at_once, batch: paying[batch],
     )
     beside = measure_batching(encoders, 2, None, narrow=encoders, at_once=2)
