@@ -148,7 +148,7 @@ def speed(options: argparse.Namespace) -> None:
         "queries": what,
         "measured": measured.model_dump(),
         "rows": rows,
-        "filtered": filtered(exact, near, queries[:100]),
+        "filtered": filtered(exact, near, queries[TUNING : TUNING + 100]),
     }
     write(folder, f"speed-{size}", result)
 

@@ -6,10 +6,10 @@
 The same weights and the same image files. `bare` decodes, prepares and embeds in a loop without a
 server, in the same variant; `ours` is /embed, `ours classify` all of /classify against the
 catalogue. With `--run` and `--peers` (an interpreter with torch, fastapi, litserve and bentoml) the
-torch model of the run is served by each of them. All servers are up all the time and take turns, so
-that a slow moment of the machine is everybody's; those that are not asked are stopped meanwhile.
-The embedding cache is off. Phases: one client; as many as saturate; Poisson arrivals at 80 % of
-what ours did (seeded); ten times that, and after it.
+torch model of the run is served by each of them, in bfloat16 where ours is not in float32. All
+servers are up all the time and take turns, so that a slow moment of the machine is everybody's;
+those that are not asked are stopped meanwhile. The embedding cache is off. Phases: one client; as
+many as saturate; Poisson arrivals at 80 % of what ours did (seeded); ten times that, and after it.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from benchmarks.serving_load import Load, Outcome, percentile
 from bundle.cpus import available_cpus
 from bundle.encoder import OnnxEncoders
 from bundle.images import decode_image, prepare_image
+from bundle.manifest import BASE_VARIANT
 from bundle.store import open_bundle
 from export.ladder import describe_machine
 from tests.ports import free_port
@@ -101,12 +102,13 @@ def started(
         await_answer(server, poll_s)
         yield server
     finally:
-        # A session of its own: its workers end with it.
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        # A session of its own: its workers end with it. One that ended by itself has none left.
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def await_answer(server: Server, poll_s: float) -> None:
@@ -211,12 +213,14 @@ class Bench:
             if self.options.run is not None and self.options.peers is not None:
                 program = folder / "encoder.pt2"
                 save_program(self.options.run, spec.size_px, program)
+                is_lower = self.encoders.variant.name != BASE_VARIANT
+                precision = {"BENCH_BF16": "1"} if is_lower else {}
                 for name in PEERS:
                     port = free_port()
                     command = [str(self.options.peers), "-m", "benchmarks.serving_peers", name]
                     command += [str(program), str(spec.size_px), str(spec.resize_px), str(port)]
                     try:
-                        peer = started(name, command, port, "/embed", {})
+                        peer = started(name, command, port, "/embed", precision)
                         up[name] = stack.enter_context(peer)
                     except RuntimeError as error:
                         print(error)

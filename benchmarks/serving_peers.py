@@ -4,14 +4,17 @@
 
 Run by `benchmarks.serving` with an interpreter that has torch and the server in question. PROGRAM
 is the image encoder as `torch.export` saves it; pictures are decoded and prepared by the functions
-of the service, so that only the server differs. Batches where the server has them: 8, 5 ms.
+of the service, so that only the server differs. Batches where the server has them: 8, 5 ms. With
+BENCH_BF16 in the environment torch computes in bfloat16 (autocast).
 """
 
+import os
 import sys
 from typing import Any
 
 import numpy as np
 
+from bundle.cpus import available_cpus
 from bundle.images import ImageInput, decode_image, prepare_image
 
 BATCH, DELAY_S = 8, 0.005
@@ -23,8 +26,9 @@ class Model:
     def __init__(self, program: str, size_px: int, resize_px: int) -> None:
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(available_cpus())
         self.torch = torch
+        self.is_bf16 = "BENCH_BF16" in os.environ
         self.spec = ImageInput(size_px=size_px, resize_px=resize_px)
         self.module = torch.export.load(program).module()
 
@@ -32,8 +36,10 @@ class Model:
         return prepare_image(decode_image(data), self.spec)
 
     def embed(self, pixels: Any) -> Any:
-        with self.torch.inference_mode():
-            return self.module(self.torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+        given = self.torch.from_numpy(np.ascontiguousarray(pixels))
+        autocast = self.torch.autocast("cpu", self.torch.bfloat16, enabled=self.is_bf16)
+        with self.torch.inference_mode(), autocast:
+            return self.module(given).float().numpy()
 
 
 def run_fastapi(program: str, size_px: int, resize_px: int, port: int) -> None:
@@ -57,8 +63,6 @@ def run_litserve(program: str, size_px: int, resize_px: int, port: int) -> None:
 
 
 def run_bentoml(program: str, size_px: int, resize_px: int, port: int) -> None:
-    import os
-
     target = "benchmarks.serving_peers_bento:Embedding"
     command = ["-m", "bentoml", "serve", target, "--port", str(port)]
     environ = {**os.environ, "BENCH_MODEL": f"{program} {size_px} {resize_px}"}

@@ -5,10 +5,12 @@ refused; 130 interrupted, as in any shell.
 """
 
 import gc
+import os
 import sys
 
 import typer
 
+from bundle.cpus import available_cpus
 from slimp import verbs
 
 app = typer.Typer(
@@ -28,6 +30,9 @@ def main() -> None:
     """Run the command and turn an expected error into one line."""
     from bundle.errors import LesionError
 
+    # FAISS, torch and the linear algebra below NumPy ask for it when they are imported, and know of
+    # no container's quota: threads beyond it would stop each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     # Imported modules stay: searching them for cycles again and again while they load, and once
     # more at the exit, takes seconds and frees nothing.
     gc.set_threshold(50_000)
