@@ -83,17 +83,18 @@ def fit_condition(
 
     Args:
         logits: (N, C) float32 on calibration lesions, one row each.
-        unseen: (N, C) float32 probabilities by `out_of_fold`, on which the error is measured.
+        unseen: (N, C) float32 probabilities by `out_of_fold`, on which the error is measured and
+            the conformal thresholds are found: a threshold promises nothing on lesions that
+            taught the probabilities themselves.
         label: (N,) int64.
         prior: (C,) float32, label shares at natural prevalence.
         alpha: conformal miss rate.
     """
     temperature, bias = _scale(logits, label, prior)
-    probabilities = softmax(logits / np.float32(temperature) + bias)
     return ConditionCalibration(
         temperature=temperature,
         bias=tuple(float(b) for b in bias),
-        conformal=fit_conformal(probabilities, label, alpha=alpha),
+        conformal=fit_conformal(unseen, label, alpha=alpha),
         expected_calibration_error=expected_calibration_error(unseen, label),
         lesions=len(label),
     )
@@ -104,7 +105,10 @@ def _scale(logits: FloatArray, label: IntArray, prior: FloatArray) -> tuple[floa
     log_prior = torch.from_numpy(prior).double().log()
     log_temperature = torch.zeros((), dtype=torch.double, requires_grad=True)
     shift = torch.zeros(logits.shape[1], dtype=torch.double, requires_grad=True)
-    optimiser = torch.optim.LBFGS([log_temperature, shift], max_iter=200)
+    # Without a line search, steps beyond a sharp optimum never find back.
+    optimiser = torch.optim.LBFGS(
+        [log_temperature, shift], max_iter=200, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()

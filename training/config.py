@@ -44,7 +44,7 @@ class ImageSettings(Section):
     width: Count = Field(384, description="embedding width D, from scratch only")
     blocks: Count = Field(12, description="transformer blocks, from scratch only")
     heads: Count = Field(6, description="attention heads, from scratch only")
-    drop_path: Share = Field(0.0, description="stochastic depth rate")
+    drop_path: Share = Field(0.0, description="stochastic depth rate, of DINOv2 only")
     checkpoint_gradients: bool = Field(
         False,
         description="compute a block's activations again in the backward pass: less memory, more "

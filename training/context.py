@@ -191,7 +191,7 @@ def fit_scale(
     base, target = torch.from_numpy(alone).double(), torch.from_numpy(malignant).double()
     log_gain = torch.zeros((), dtype=torch.double, requires_grad=True)
     offset = torch.zeros((), dtype=torch.double, requires_grad=True)
-    optimiser = torch.optim.LBFGS([log_gain, offset], max_iter=100)
+    optimiser = torch.optim.LBFGS([log_gain, offset], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()

@@ -169,6 +169,8 @@ class Fitting:
         }
         self.classifier = self._new_classifier()
         self.context: ContextModel | None = None
+        # As they were before any label: cross-fitting begins there.
+        self._unlabelled = {k: v.clone() for k, v in _record_towers(towers).items()}
 
     def _read(self, rows: Rows, spec: ImageInput) -> Squares:
         return Squares(self.cohort, rows, spec, keep_mib=self.config.batch.kept_mib)
@@ -389,10 +391,12 @@ class Fitting:
         return log_odds(self._malignancy(self.calibration, logits, condition))
 
     def _cross_fitted(self, train: Part) -> tuple[FloatArray, FloatArray]:
-        """Return the train lesions' log odds by classifiers that did not see their patients.
+        """Return the train lesions' log odds by heads and record towers that did not see them.
 
-        The final classifier knows its training lesions' labels too well to teach the context
-        model what an answer on a new lesion looks like.
+        The final ones know their training lesions' labels too well to teach the context model
+        what an answer on a new lesion looks like. An image tower that was fine-tuned has seen
+        them, and is not trained anew for every fold: `fit_scale` bounds what that makes of the
+        context model, on lesions that taught nothing.
         """
         fold = np.random.default_rng(self.config.seed).integers(
             0, self.config.fit.folds, train.rows.patient.max() + 1
@@ -403,13 +407,14 @@ class Fitting:
         final = self.classifier
         for number in range(self.config.fit.folds):
             self.classifier = self._new_classifier()
+            self.towers.load_state_dict(self._unlabelled, strict=False)
             self._train_on_features(
                 self.towers, self.classifier, train, np.flatnonzero(fold != number)
             )
             out = fold == number
             given[out] = self._alone(self._logits(train, "given"), "given")[out]
             missing[out] = self._alone(self._logits(train, "missing"), "missing")[out]
-            self.towers.load_state_dict(state)
+        self.towers.load_state_dict(state)
         self.classifier = final
         return given, missing
 
@@ -460,6 +465,12 @@ def _labelled(cohort: Cohort, split: str) -> Rows:
             "and cal; prepare the cohort with another --split-seed or fewer labels"
         )
     return rows
+
+
+def _record_towers(towers: Slimp) -> dict[str, torch.Tensor]:
+    """Return the state of the record towers alone, by its names in all towers."""
+    own = ("lesion.", "patient.")
+    return {k: v for k, v in towers.state_dict().items() if k.startswith(own)}
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -108,7 +108,7 @@ def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> 
 
     Raises:
         InvalidSettings: the checkpoint cannot be read, is of another family, has fewer blocks than
-            the readout or lacks weights.
+            the readout or lacks weights; or a setting that this kind of tower does not have is set.
     """
     if settings.source == "scratch":
         return _from_scratch(settings)
@@ -126,6 +126,8 @@ def build_image_encoder(settings: ImageSettings, *, pretrained: bool = True) -> 
             f"block {blocks} was asked for"
         )
     config.num_hidden_layers = blocks
+    if settings.drop_path and config.model_type != "dinov2":
+        raise _no_drop_path(config.model_type)
     config.drop_path_rate = settings.drop_path
     options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
     if pretrained:
@@ -175,7 +177,20 @@ def _read_weights(
     return backbone
 
 
+def _no_drop_path(family: str) -> InvalidSettings:
+    return InvalidSettings(
+        f"image.drop_path: expected 0, since only a dinov2 can leave blocks out, got a {family}"
+    )
+
+
 def _from_scratch(settings: ImageSettings) -> ImageEncoder:
+    if settings.drop_path:
+        raise _no_drop_path("vit from scratch")
+    if settings.readout_block is not None and settings.readout_block > settings.blocks:
+        raise InvalidSettings(
+            f"image.readout_block: expected at most image.blocks, {settings.blocks}, got "
+            f"{settings.readout_block}"
+        )
     config = ViTConfig(
         hidden_size=settings.width,
         num_hidden_layers=settings.readout_block or settings.blocks,

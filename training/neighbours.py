@@ -21,6 +21,10 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 
+# Rows that are compared with every reference lesion at once.
+BLOCK = 1024
+
+
 class Neighbours:
     """The lesions of some rows as a reference for others' missing metadata."""
 
@@ -46,6 +50,17 @@ class Neighbours:
         as `extrapolate` asks; the row's own group is left out. The places of those left out come
         last, with a similarity of -inf.
         """
+        blocks = [
+            self._search(rows.take(np.arange(start, min(start + BLOCK, len(rows)))), part, count)
+            for start in range(0, len(rows), BLOCK)
+            for part in (embeddings[start : start + BLOCK],)
+        ]
+        scores, nearest = zip(*blocks, strict=True)
+        return np.concatenate(scores), np.concatenate(nearest)
+
+    def _search(
+        self, rows: Rows, embeddings: FloatArray, count: int
+    ) -> tuple[FloatArray, IntArray]:
         similarities = unit_norm(embeddings) @ self.directions.T
         own = np.array(rows.group_id)[:, None] == self.group[None, :]
         similarities[own] = -np.inf
@@ -63,20 +78,14 @@ class Neighbours:
         embeddings: FloatArray,
         schema: FieldSchema,
         settings: Extrapolation,
-        *,
-        batch: int = 1024,
     ) -> list[Record]:
         """Return N records made of neighbours' values alone; a field they leave open is missing."""
         records: list[Record] = []
-        for start in range(0, len(rows), batch):
-            part = rows.take(np.arange(start, min(start + batch, len(rows))))
-            scores, nearest = self.search(
-                part, embeddings[start : start + batch], settings.neighbours
-            )
-            for row_scores, row_nearest in zip(scores, nearest, strict=True):
-                hits = self._hits(row_scores, row_nearest)
-                answers = extrapolate(hits, schema.fields, settings)
-                records.append({name: answer.value for name, answer in answers.items()})
+        for scores, nearest in zip(
+            *self.search(rows, embeddings, settings.neighbours), strict=True
+        ):
+            answers = extrapolate(self._hits(scores, nearest), schema.fields, settings)
+            records.append({name: answer.value for name, answer in answers.items()})
         return records
 
     def _hits(self, scores: FloatArray, nearest: IntArray) -> Sequence[Hit]:

@@ -72,10 +72,17 @@ def add_up(values: torch.Tensor) -> list[float]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes; a missing one counts as zero."""
+    """Replace every gradient by its mean over the processes.
+
+    One that some processes lack counts as zero there; one that all lack stays absent, since an
+    optimiser would let a parameter decay whose gradient is zero.
+    """
     if world_size() == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
+    has = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+    dist.all_reduce(has)
+    trained = [p for p, count in zip(trained, has.tolist(), strict=True) if count]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)

@@ -2,10 +2,12 @@
 
 Every epoch shows every image once. A patient with many images is cut into random pieces of L, which
 land in different batches: within one batch every patient is there once, so that the outer loss has
-no false negatives by sampling.
+no false negatives by sampling. Where one patient has more pieces than there are batches of P, all
+batches of the epoch have fewer patients: else the last ones would hold that patient alone.
 """
 
-from collections import deque
+import itertools
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -78,10 +80,12 @@ class PatientBatches(Sampler[Indices]):
         rng = np.random.default_rng([self.seed, epoch])
         everyone = np.arange(len(self.rows_of_patient))
         if self.positive_share is None:
-            waiting = self._pieces(everyone, rng)
-            return self._shared(lambda: self._next_batch(waiting, self.patients), waiting)
+            waiting, rooms = self._spread(self._pieces(everyone, rng), self.patients, rng)
+            return self._shared(lambda: self._next_batch(waiting, next(rooms)), waiting)
         wanted = round(self.positive_share * self.patients)
-        others = self._pieces(everyone[~self.is_positive], rng)
+        others, rooms = self._spread(
+            self._pieces(everyone[~self.is_positive], rng), self.patients - wanted, rng
+        )
         favoured = everyone[self.is_positive]
         positives = self._pieces(favoured, rng)
 
@@ -89,7 +93,7 @@ class PatientBatches(Sampler[Indices]):
             if len(positives) < wanted and len(favoured):
                 positives.extend(self._pieces(favoured, rng))
             chosen = self._next_batch(positives, wanted)
-            return chosen + self._next_batch(others, self.patients - wanted)
+            return chosen + self._next_batch(others, next(rooms))
 
         return self._shared(mixed, others)
 
@@ -102,6 +106,22 @@ class PatientBatches(Sampler[Indices]):
             for start in range(0, len(rows), self.lesions):
                 pieces.append((int(patient), shuffled[start : start + self.lesions].tolist()))
         return deque(pieces[i] for i in rng.permutation(len(pieces)))
+
+    def _spread(
+        self, pieces: Pieces, patients: int, rng: np.random.Generator
+    ) -> tuple[Pieces, Iterator[int]]:
+        """Return the pieces in an order that fills all batches alike, and each batch's patients.
+
+        As they are, where every patient's pieces find batches of `patients`. Else they are dealt
+        out, patient by patient, to as many batches as the one with most of them needs.
+        """
+        counts = Counter(patient for patient, _ in pieces)
+        batches = max(counts.values(), default=0)
+        if batches * patients <= len(pieces):
+            return pieces, itertools.repeat(patients)
+        by_patient = sorted(pieces, key=lambda piece: piece[0])
+        dealt = [by_patient[number::batches] for number in rng.permutation(batches)]
+        return deque(itertools.chain(*dealt)), map(len, dealt)
 
     def _shared(self, next_batch: Callable[[], list[Indices]], waiting: Pieces) -> list[Indices]:
         """Return this process's part of every batch, until nothing waits."""

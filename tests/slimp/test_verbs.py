@@ -17,7 +17,7 @@ from cohort.readers import NAMES
 from cohort.synthetic import DEMO_SETTINGS
 from index.catalogue import Catalogue
 from service.settings import Settings
-from slimp import verbs
+from slimp import cli, verbs
 from tests.fakes import GREEN, RED, draw_image, make_lesion, write_bundle, write_catalogue
 from tests.training.squares import write_cohort
 
@@ -55,6 +55,18 @@ def assert_failed(ended: Any, *words: str) -> None:
     assert ended.err.count("\n") == 1
     for word in words:
         assert word in ended.err
+
+
+def test_libraries_are_told_the_quota_unless_the_site_says_otherwise(
+    slimp: Slimp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "available_cpus", lambda: 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    slimp("--help")
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    slimp("--help")
+    assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_help_names_every_verb_and_says_what_it_is_not(slimp: Slimp) -> None:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema
@@ -103,6 +104,16 @@ def gather_kinds(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return gather_rows(rows), gather_rows(rows % 2 == 0)
 
 
+def gradients_that_some_lack(rank: int) -> list[torch.Tensor | None]:
+    """Return gradients after averaging: of all processes, of the first alone, of none."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    parameters[0].grad = torch.full((2,), 1.0 + rank)
+    if rank == 0:
+        parameters[1].grad = torch.full((2,), 4.0)
+    average_gradients(parameters)
+    return [parameter.grad for parameter in parameters]
+
+
 def refused(config: Config, cohort: Cohort, out: Path) -> str:
     try:
         pretrain(cohort, config, out)
@@ -145,6 +156,7 @@ def main() -> None:
             for name in OBJECTIVES
         },
         "gathered": gather_kinds(rank),
+        "unused": gradients_that_some_lack(rank),
         "val_loss": val_loss_of(still, cohort, (rank, PROCESSES)),
         "refused": refused(stem, cohort, folder / "stem"),
     }

@@ -43,6 +43,32 @@ def test_temperature_and_bias_undo_a_planted_miscalibration() -> None:
     assert fitted.lesions == 4000
 
 
+@pytest.mark.parametrize("seed", [4, 12, 31])
+def test_a_sharp_optimum_is_found(seed: int) -> None:
+    """Narrow logits that know the truth well: the temperature is far below 1."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, 300)
+    logits = rng.normal(0, 0.5, (300, 3)).astype(np.float32)
+    logits[np.arange(300), label] += 0.75
+    fitted = fit_condition(logits, softmax(logits), label, np.full(3, 1 / 3, np.float32), alpha=0.1)
+
+    def loss(temperature: float) -> float:
+        scaled = softmax(logits / np.float32(temperature) + np.array(fitted.bias, np.float32))
+        return float(-np.log(scaled[np.arange(300), label]).mean())
+
+    assert fitted.temperature < 0.5
+    for factor in (0.9, 1.1):
+        assert loss(fitted.temperature) < loss(factor * fitted.temperature)
+
+
+def test_thresholds_are_of_lesions_that_calibration_did_not_see() -> None:
+    rng = np.random.default_rng(2)
+    logits, label = rng.normal(0, 2, (200, 3)).astype(np.float32), rng.integers(0, 3, 200)
+    unseen = out_of_fold(logits, label, PRIOR, np.arange(200) % 5)
+    fitted = fit_condition(logits, unseen, label, PRIOR, alpha=0.2)
+    assert fitted.conformal == fit_conformal(unseen, label, alpha=0.2)
+
+
 def test_few_lesions_leave_the_bias_near_the_prior() -> None:
     label = np.array([0, 1, 2, 0])
     logits = np.zeros((4, 3), np.float32)

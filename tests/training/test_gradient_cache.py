@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
 from bundle.errors import InvalidSettings
 from cohort.cohort import Cohort
@@ -18,11 +19,21 @@ from training.trainer import pretrain
 CHUNK = 5
 
 
-def model_and_batch(cohort: Cohort) -> tuple[Slimp, Batch]:
-    """Return towers with dropout on and one batch, in float64."""
-    config = tiny_config(
-        record={"dropout": 0.3}, image={"drop_path": 0.2}, objective={"pooling": "attention"}
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny checkpoint: the one kind of image tower that leaves out blocks by chance."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "dinov2"
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**shape, mlp_ratio=2, image_size=16, patch_size=8)).save_pretrained(
+        folder
     )
+    return str(folder)
+
+
+def model_and_batch(cohort: Cohort, dinov2: str) -> tuple[Slimp, Batch]:
+    """Return towers with dropout on and one batch, in float64."""
+    image = {"source": dinov2, "drop_path": 0.4, "size_px": 16, "resize_px": 16}
+    config = tiny_config(record={"dropout": 0.3}, image=image, objective={"pooling": "attention"})
     rows = load_rows(cohort, ["train"], LABELS)
     schema = fit_schema(cohort.schema, rows)
     torch.manual_seed(0)
@@ -50,8 +61,10 @@ def encode_in_chunks(tower: torch.nn.Module, *inputs: torch.Tensor) -> torch.Ten
     return torch.cat([tower(*part) for part in parts])
 
 
-def test_the_cached_gradient_is_the_whole_batchs_with_dropout_on(cohort: Cohort) -> None:
-    model, batch = model_and_batch(cohort)
+def test_the_cached_gradient_is_the_whole_batchs_with_dropout_on(
+    cohort: Cohort, dinov2: str
+) -> None:
+    model, batch = model_and_batch(cohort, dinov2)
     expected = gradients(model, batch, encode_in_chunks)
     cache = GradientCache(CHUNK, nullcontext)
     found = gradients(model, batch, cache.encode, cache)
@@ -64,8 +77,10 @@ def test_the_cached_gradient_is_the_whole_batchs_with_dropout_on(cohort: Cohort)
     assert not torch.allclose(other[scale], expected[scale])
 
 
-def test_the_cache_leaves_the_random_numbers_where_one_pass_does(cohort: Cohort) -> None:
-    model, batch = model_and_batch(cohort)
+def test_the_cache_leaves_the_random_numbers_where_one_pass_does(
+    cohort: Cohort, dinov2: str
+) -> None:
+    model, batch = model_and_batch(cohort, dinov2)
     gradients(model, batch, encode_in_chunks)
     expected = torch.rand(3)
     cache = GradientCache(CHUNK, nullcontext)
@@ -73,8 +88,8 @@ def test_the_cache_leaves_the_random_numbers_where_one_pass_does(cohort: Cohort)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_frozen_tower_and_an_unused_feature_are_left_alone(cohort: Cohort) -> None:
-    model, batch = model_and_batch(cohort)
+def test_a_frozen_tower_and_an_unused_feature_are_left_alone(cohort: Cohort, dinov2: str) -> None:
+    model, batch = model_and_batch(cohort, dinov2)
     model.image.requires_grad_(False)
     cache = GradientCache(CHUNK, nullcontext)
     cache.encode(model.image, batch["pixels"])

@@ -146,6 +146,13 @@ def test_a_readout_beyond_the_last_block_is_refused(checkpoint: Path) -> None:
         build_image_encoder(settings_of(checkpoint, readout_block=4))
 
 
+def test_what_a_tower_from_scratch_does_not_have_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match=r"image\.drop_path: expected 0.* vit from scratch"):
+        build_image_encoder(ImageSettings(drop_path=0.2))
+    with pytest.raises(InvalidSettings, match=r"image\.readout_block: .* image\.blocks, 2, got 8"):
+        build_image_encoder(ImageSettings(blocks=2, readout_block=8))
+
+
 def test_a_side_that_no_patches_fill_is_refused(checkpoint: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"image\.size_px: expected a multiple.* 8, got 20"):
         build_image_encoder(settings_of(checkpoint, 20))

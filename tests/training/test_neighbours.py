@@ -8,6 +8,7 @@ from cohort.cohort import Cohort
 from index.extrapolation import extrapolate
 from index.lesions import Hit
 from tests.training.squares import LABELS
+from training import neighbours
 from training.config import FitSettings
 from training.data import Rows, fit_schema, load_rows
 from training.neighbours import Neighbours, fit_extrapolation
@@ -58,6 +59,17 @@ def test_no_more_neighbours_come_than_there_are_lesions(rows: Rows) -> None:
     assert np.isfinite(scores).sum(1).tolist() == [len(set(rows.group_id)) - 1] * len(rows)
 
 
+def test_what_is_found_does_not_depend_on_how_many_rows_are_compared_at_once(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = embeddings_of(rows)
+    reference = Neighbours(rows, embeddings)
+    whole = reference.search(rows, embeddings, 4)
+    monkeypatch.setattr(neighbours, "BLOCK", 3)
+    for found, expected in zip(reference.search(rows, embeddings, 4), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_extrapolated_records_come_from_other_patients_alone(cohort: Cohort, rows: Rows) -> None:
     """One patient's rows have a site that no other row has: nobody's own site is guessed."""
     schema = fit_schema(cohort.schema, rows)
@@ -67,7 +79,7 @@ def test_extrapolated_records_come_from_other_patients_alone(cohort: Cohort, row
     settings = Extrapolation(neighbours=5, min_similarity=-1, min_support=1, min_agreement=0.5)
     embeddings = np.ones((len(rows), DIM), np.float32)
     reference = Neighbours(rows, embeddings)
-    records = reference.extrapolated(rows, embeddings, schema, settings, batch=5)
+    records = reference.extrapolated(rows, embeddings, schema, settings)
     assert len(records) == len(rows)
     own = [r for r, g in zip(records, rows.group_id, strict=True) if g == first]
     assert {r["anatom_site"] for r in own} == {"back"}

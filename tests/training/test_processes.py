@@ -89,6 +89,14 @@ def test_two_processes_have_the_gradient_of_one(
             assert off <= 1e-6 * gradient.abs().max() + 1e-15, part
 
 
+def test_a_gradient_that_no_process_has_stays_absent(together: Together) -> None:
+    for found in together.found:
+        both, one, none = found["unused"]
+        assert both.tolist() == [1.5, 1.5]
+        assert one.tolist() == [2.0, 2.0]
+        assert none is None
+
+
 def test_ids_and_flags_are_gathered_as_they_are(together: Together) -> None:
     for found in together.found:
         rows, flags = found["gathered"]

@@ -84,6 +84,29 @@ def test_the_shares_of_a_batch_make_it_up_by_whole_patients(
         assert sum(map(len, groups)) == len(set.union(*groups))
 
 
+@pytest.mark.parametrize("positive_share", [None, 0.25])
+def test_a_patient_with_very_many_images_has_company_in_every_batch(
+    positive_share: float | None,
+) -> None:
+    """100 pieces of one patient and 200 of forty others, who would fill 38 batches of eight."""
+    patient = np.repeat(np.arange(41), [200, *[10] * 40])
+    batches = PatientBatches(
+        patient,
+        patients=8,
+        lesions=2,
+        seed=0,
+        positive=patient > 30,
+        positive_share=positive_share,
+    )
+    others = patient <= 30 if positive_share else np.ones(len(patient), np.bool_)
+    shown = [row for batch in batches for row in batch if others[row]]
+    assert sorted(shown) == np.flatnonzero(others).tolist()
+    found = [patient[batch] for batch in batches]
+    assert min(len(np.unique(own)) for own in found) >= 2
+    assert max(np.bincount(own).max() for own in found) <= 2
+    assert max(len(np.unique(own)) for own in found) <= 8
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
 def test_favoured_patients_have_their_share_of_every_full_batch(share: float) -> None:
     patient = np.repeat(np.arange(40), 5)

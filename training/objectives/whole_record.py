@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from training.model import Slimp
 
 LEVELS: tuple[Level, ...] = ("lesion", "patient")
-# The start of SigLIP: inverse temperature 10, bias -10.
-SIGMOID_START = (10.0, -10.0)
+# SigLIP's own; its inverse temperature starts at 10, that is `objective.temperature = 0.1`.
+SIGMOID_BIAS = -10.0
 
 
 class WholeRecord(Objective):
@@ -33,11 +33,9 @@ class WholeRecord(Objective):
         self.name = settings.name
         self.image_projection = projection(dim, settings.projection_dim)
         self.record_projection = projection(2 * dim, settings.projection_dim)
-        scale = 1 / settings.temperature
         if self.name == "siglip":
-            scale, bias = SIGMOID_START
-            self.bias = nn.Parameter(torch.tensor(bias))
-        self.log_scale = learned_scale(scale)
+            self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS))
+        self.log_scale = learned_scale(1 / settings.temperature)
 
     def forward(
         self, towers: "Slimp", images: torch.Tensor, batch: Batch, encode: Encode
