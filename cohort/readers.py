@@ -1,7 +1,7 @@
 """Data sets by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ def open_source(name: str, path: Path | None = None, **options: Any) -> Source:
     return reader(path, **options)
 
 
+def parse_options(texts: Sequence[str]) -> dict[str, bool | str]:
+    """Return a reader's options from `NAME=VALUE` texts; true and false are what they say.
+
+    Raises:
+        CohortError: a text has no name.
+    """
+    parsed: dict[str, bool | str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise CohortError(f"expected an option as NAME=VALUE, got {text!r}")
+        parsed[name] = {"true": True, "false": False}.get(value.casefold(), value)
+    return parsed
+
+
 def _check_options(name: str, reader: Callable[..., Source], options: dict[str, Any]) -> None:
     parameters = dict(inspect.signature(reader).parameters)
     parameters.pop("path", None)
@@ -77,3 +92,5 @@ def _check_options(name: str, reader: Callable[..., Source], options: dict[str, 
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             raise CohortError(f"{name}: expected the option {option!r}, it is not given")
+        if isinstance(parameter.default, bool) and not isinstance(options.get(option, True), bool):
+            raise CohortError(f"{name}: {option}: expected true or false, got {options[option]!r}")

@@ -1,8 +1,9 @@
 """What a reader yields: one image of one lesion, or the reason why a row was left out."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 
+from bundle.errors import CohortError
 from bundle.fields import FieldSchema, Record
 
 
@@ -95,3 +96,39 @@ class Source:
     groups: Callable[[], Iterator[Group]]
     rows: Callable[[], Iterator[LesionImage | DroppedRow]]
     notes: tuple[str, ...] = field(default=())
+
+
+def without_labels(source: Source, names: Collection[str]) -> Source:
+    """Return the source with some labels taken away: their rows stay, unlabelled.
+
+    Whether they are malignant stays known. Of a label with a handful of lesions nothing can be
+    learnt, let alone calibrated; as unlabelled rows they still teach pre-training.
+
+    Raises:
+        CohortError: the source has no such label.
+    """
+    if unknown := sorted(set(names) - set(source.labels)):
+        raise CohortError(
+            f"{source.name}: expected one of its labels, {', '.join(source.labels)}, got "
+            f"{unknown[0]!r}"
+        )
+
+    def groups() -> Iterator[Group]:
+        for group in source.groups():
+            yield replace(group, label=None) if group.label in names else group
+
+    def rows() -> Iterator[LesionImage | DroppedRow]:
+        for row in source.rows():
+            if isinstance(row, LesionImage) and row.label in names:
+                yield replace(row, label=None)
+            else:
+                yield row
+
+    return replace(
+        source,
+        labels=tuple(label for label in source.labels if label not in names),
+        malignant_labels=tuple(x for x in source.malignant_labels if x not in names),
+        groups=groups,
+        rows=rows,
+        notes=(*source.notes, *(f"the label {name} was taken away" for name in sorted(names))),
+    )

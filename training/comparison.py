@@ -41,7 +41,7 @@ def compare_evaluations(folders: Sequence[Path]) -> str:
     header = ["evaluation", "model", "sees", *(TITLES[name] for name in COLUMNS)]
     lines = table(header, rows, None)
     lines += [f"- {folder}: {_images(metrics)}" for folder, metrics in read]
-    if len({_images(metrics) for _, metrics in read}) > 1:
+    if len({metrics["cohort"].get("image_ids_sha256") for _, metrics in read}) > 1:
         lines += ["", "*These evaluations are of different images: do not compare their rows.*"]
     return "\n".join(lines).strip() + "\n"
 

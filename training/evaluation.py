@@ -5,6 +5,7 @@ included; what cannot be computed is null with the reason. Patients (lesions whe
 patient ids) are resampled for the intervals, so that a patient's pictures stand or fall together.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -493,10 +494,12 @@ class Judging:
     def describe_cohort(self, splits: list[str]) -> dict[str, Any]:
         """Return the counts of what is evaluated."""
         rows = self.rows
+        ids = "\n".join(sorted(rows.image_id))
         return {
             "name": self.cohort.info.name,
             "splits": splits,
             "images": len(rows),
+            "image_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
             "lesions": len(set(rows.lesion_id)),
             "groups": len(set(rows.group_id)),
             "group": "patient" if self.cohort.has_patients else "lesion",

@@ -462,7 +462,8 @@ def _labelled(cohort: Cohort, split: str) -> Rows:
         names = ", ".join(cohort.info.labels[i] for i in absent)
         raise TrainingError(
             f"the {split} split has no lesion labelled {names}: fitting needs every label in train "
-            "and cal; prepare the cohort with another --split-seed or fewer labels"
+            "and cal; prepare the cohort with another --split-seed, or leave out a label too rare "
+            "for both (slimp prepare --without-label)"
         )
     return rows
 

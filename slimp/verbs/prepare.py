@@ -20,6 +20,14 @@ def prepare(
     *,
     out: Annotated[Path, Option(help="the cohort folder to write")],
     split_seed: Annotated[int, Option(min=0, help="which of the possible splits")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        Option("--set", help="NAME=VALUE, what the data set's reader takes, as measured=false"),
+    ] = None,
+    without_label: Annotated[
+        list[str] | None,
+        Option(help="a label too rare to learn: its images stay, unlabelled; may be repeated"),
+    ] = None,
     schema: Annotated[Path | None, Option(help="table: the fields.toml")] = None,
     patients: Annotated[
         int | None, Option(min=1, help="synthetic: how many patients; else the demo's")
@@ -29,16 +37,18 @@ def prepare(
     ] = None,
 ) -> None:
     """Read a data set as published and write a cohort: Parquet shards and cohort.json."""
-    from cohort.readers import open_source
+    from cohort.readers import open_source, parse_options
+    from cohort.rows import without_labels
     from cohort.store import prepare as write_cohort
     from cohort.synthetic.settings import DEMO_SETTINGS
     from slimp.console import progress, say
 
     options: dict[str, object] = {"schema": schema, "patients": patients, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
+    given |= parse_options(set_ or ())
     if dataset == "synthetic":
         given = {**DEMO_SETTINGS, **given}
-    opened = open_source(dataset, source, **given)
+    opened = without_labels(open_source(dataset, source, **given), without_label or ())
     with progress() as report:
         info = write_cohort(
             opened,

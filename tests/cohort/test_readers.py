@@ -17,7 +17,7 @@ from cohort.isic2020 import ISIC2020
 from cohort.leaks import OFF_BY_DEFAULT, refuse_leaks
 from cohort.milk10k import MILK10K
 from cohort.ph2 import PH2
-from cohort.readers import NAMES, READERS, open_source
+from cohort.readers import NAMES, READERS, open_source, parse_options
 from cohort.rows import LesionImage
 from cohort.store import prepare
 
@@ -42,6 +42,19 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
         open_source("ham10000", tmp_path, seed=1)
     with pytest.raises(CohortError, match="unknown option 'sed'; nearest is 'seed'"):
         open_source("synthetic", patients=2, sed=1)
+
+
+def test_options_are_read_from_texts() -> None:
+    read = parse_options(["measured=False", "part=train", "criteria=true", "name=a=b"])
+    assert read == {"measured": False, "part": "train", "criteria": True, "name": "a=b"}
+    for text in ("measured", "=true"):
+        with pytest.raises(CohortError, match="expected an option as NAME=VALUE"):
+            parse_options([text])
+
+
+def test_an_option_that_is_true_or_false_takes_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="measured: expected true or false, got 'no'"):
+        open_source("slice3d", tmp_path, measured="no")
 
 
 def test_options_reach_the_reader(tmp_path: Path) -> None:

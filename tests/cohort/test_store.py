@@ -16,7 +16,7 @@ from bundle.fields import Field, FieldSchema
 from cohort import info as cohort_info
 from cohort import shards
 from cohort.cohort import Cohort
-from cohort.rows import DroppedRow, LesionImage, Source, UnreadableValue
+from cohort.rows import DroppedRow, LesionImage, Source, UnreadableValue, without_labels
 from cohort.splits import SPLITS
 from cohort.store import prepare
 
@@ -151,6 +151,20 @@ def test_counts_tell_images_lesions_patients_labels_and_splits(
         assert found.lesions == len({row["lesion_id"] for row in own})
         assert found.groups == len({row["patient_id"] for row in own})
         assert found.labels["mel"] == sum(row["label"] == "mel" for row in own)
+
+
+def test_rows_of_a_label_that_is_taken_away_stay_unlabelled(
+    tmp_path: Path, make_row: MakeRow, make_source: MakeSource
+) -> None:
+    source = make_source([make_row(number) for number in range(30)])
+    info = prepare(without_labels(source, ["mel"]), tmp_path / "out")
+    assert (info.labels, info.malignant_labels) == (("nv",), ())
+    assert (info.counts.images, info.counts.unlabelled) == (30, 8)
+    table = pq.read_table(tmp_path / "out" / "shards")
+    assert sum(table["malignant"].to_pylist()) == 8
+    assert "the label mel was taken away" in info.notes
+    with pytest.raises(CohortError, match="expected one of its labels, mel, nv, got 'bcc'"):
+        without_labels(source, ["bcc"])
 
 
 def test_no_patient_stands_on_two_sides(

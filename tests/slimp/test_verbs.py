@@ -170,6 +170,19 @@ def test_prepare_draws_the_patients_and_the_seed_that_are_asked_for(slimp: Slimp
     assert first == again != other
 
 
+def test_prepare_gives_the_reader_its_options_and_takes_labels_away(
+    slimp: Slimp, tmp_path: Path
+) -> None:
+    drawn = ("prepare", "synthetic", "--patients", 2, "--out", tmp_path / "out")
+    taken = ("--without-label", "melanoma", "--without-label", "nevus")
+    assert slimp(*drawn, *taken).code == 0
+    labels = Cohort.open(tmp_path / "out").info.labels
+    assert labels
+    assert not {"melanoma", "nevus"} & set(labels)
+    assert_failed(slimp(*drawn, "--set", "patient=3"), "unknown option 'patient'", "patients")
+    assert_failed(slimp(*drawn, "--set", "measured"), "NAME=VALUE")
+
+
 def test_prepare_draws_as_the_demo_does_where_nothing_is_asked(slimp: Slimp) -> None:
     assert slimp("prepare", "synthetic", "--patients", 1, "--out", "out").code == 0
     (note,) = Cohort.open(Path("out")).info.notes

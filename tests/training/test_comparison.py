@@ -8,14 +8,15 @@ from bundle.errors import TrainingError
 from training.comparison import compare_evaluations
 
 
-def write_evaluation(folder: Path, value: float, *, images: int = 10) -> Path:
+def write_evaluation(folder: Path, value: float, *, ids: str = "a") -> Path:
     figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
     metrics: dict[str, Any] = {
         "model": {"id": "0123456789abcdef"},
         "cohort": {
             "name": "squares",
             "splits": ["test"],
-            "images": images,
+            "images": 10,
+            "image_ids_sha256": ids,
             "groups": 5,
             "group": "patient",
         },
@@ -43,7 +44,8 @@ def test_every_condition_that_was_measured_has_a_row(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_different_images_are_marked(tmp_path: Path) -> None:
-    folders = [write_evaluation(tmp_path / str(n), 0.5, images=n) for n in (10, 11)]
+    """As many of each: another split of the same cohort."""
+    folders = [write_evaluation(tmp_path / ids, 0.5, ids=ids) for ids in "ab"]
     assert "of different images: do not compare" in compare_evaluations(folders)
 
 
