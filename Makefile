@@ -12,6 +12,7 @@ DEMO_READY := $(DEMO)/catalogue/vectors.json
 # `make bench IMAGES=FOLDER` asks the experiment of docs/real-data.md.
 BENCH := data/bench
 PEERS := $(BENCH)/peers/bin/python
+PEERS_READY := $(BENCH)/peers/ready.stamp
 EXPERIMENT := data/ham10000
 SOURCE := facebook/dinov2-small
 
@@ -86,31 +87,54 @@ e2e: $(VENV)/test.stamp
 	$(PYTEST) $(SELECTION) tests/e2e
 
 # What a user would run instead, beside ours in one environment.
-$(PEERS): $(VENV)/test.stamp
+$(PEERS_READY): $(VENV)/test.stamp
+	rm -rf $(BENCH)/peers
 	$(PYTHON) -m venv $(BENCH)/peers
-	$(BENCH)/peers/bin/python -m pip install -q torch==2.13.0 -e '.[cpu,train]' litserve bentoml \
-	    hnswlib usearch milvus-lite pymilvus
+	$(PEERS) -m pip install -q -c constraints.txt torch==2.13.0 -e '.[cpu,train]'
+	$(PEERS) -m pip install -q litserve bentoml hnswlib usearch milvus-lite pymilvus
+	@touch $@
 
-# docs/real-data.md makes the experiment; SOURCE is the pretrained encoder's folder or hub id.
-bench: $(PEERS)
+# Made beside their places and renamed, so that `make bench` goes on after an interruption.
+$(BENCH)/catalogue-fp32: | $(VENV)/test.stamp
+	rm -rf $@.part
+	$(BIN)/slimp index $(EXPERIMENT)/bundle $(EXPERIMENT)/cohort --variant fp32 --out $@.part
+	mv $@.part $@
+
+$(BENCH)/large: | $(VENV)/test.stamp
+	rm -rf $@.part
+	$(BIN)/python -m benchmarks.cold_start make $(EXPERIMENT)/bundle $@.part
+	mv $@.part $@
+
+$(BENCH)/embeddings.npy: | $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.retrieval_vectors $@ --cohort $(EXPERIMENT)/cohort --source $(SOURCE)
+
+# docs/real-data.md makes the experiment; SOURCE is the pretrained encoder's folder or hub id. Each
+# step says what it measured in a file of the same name.
+ifdef IMAGES
+bench: $(PEERS_READY) $(BENCH)/catalogue-fp32 $(BENCH)/large $(BENCH)/embeddings.npy
 	$(BIN)/python -m benchmarks.serving $(EXPERIMENT)/bundle $(EXPERIMENT)/catalogue $(IMAGES) \
-	    --run $(EXPERIMENT)/fit --peers $(PEERS) --out $(BENCH)
-	$(BIN)/slimp index $(EXPERIMENT)/bundle $(EXPERIMENT)/cohort --variant fp32 \
-	    --out $(BENCH)/catalogue-fp32
+	    --run $(EXPERIMENT)/fit --peers $(PEERS) --seconds 4 --out $(BENCH)
 	$(BIN)/python -m benchmarks.serving $(EXPERIMENT)/bundle $(BENCH)/catalogue-fp32 $(IMAGES) \
-	    --variant fp32 --run $(EXPERIMENT)/fit --peers $(PEERS) --out $(BENCH)
-	$(BIN)/python -m benchmarks.matrix_peak $(EXPERIMENT)/bundle
-	$(BIN)/python -m benchmarks.bulk $(EXPERIMENT)/bundle $(EXPERIMENT)/cohort --out $(BENCH)/bulk
-	$(BIN)/python -m benchmarks.training_rate $(EXPERIMENT)/cohort --out $(BENCH)/training
-	$(BIN)/python -m benchmarks.retrieval_vectors $(BENCH)/embeddings.npy \
-	    --cohort $(EXPERIMENT)/cohort --source $(SOURCE)
+	    --variant fp32 --run $(EXPERIMENT)/fit --peers $(PEERS) --seconds 4 --out $(BENCH)
+	$(BIN)/python -m benchmarks.decoding $(IMAGES) --bundle $(EXPERIMENT)/bundle \
+	    --pictures 8 > $(BENCH)/decoding.txt
+	$(BIN)/python -m benchmarks.matrix_peak $(EXPERIMENT)/bundle > $(BENCH)/matrix_peak.txt
+	$(BIN)/python -m benchmarks.bulk $(EXPERIMENT)/bundle $(EXPERIMENT)/cohort \
+	    --out $(BENCH)/bulk > $(BENCH)/bulk.txt
+	$(BIN)/python -m benchmarks.training_rate $(EXPERIMENT)/cohort --out $(BENCH)/training \
+	    > $(BENCH)/training_rate.txt
 	$(PEERS) -m benchmarks.retrieval speed $(BENCH) --queries $(BENCH)/embeddings.npy
 	$(PEERS) -m benchmarks.retrieval growth $(BENCH) --queries $(BENCH)/embeddings.npy \
 	    --sizes 10000 100000 400000 1000000
 	$(PEERS) -m benchmarks.retrieval compressed $(BENCH) --queries $(BENCH)/embeddings.npy
-	$(BIN)/python -m benchmarks.cold_start make $(EXPERIMENT)/bundle $(BENCH)/large
-	$(BIN)/python -m benchmarks.cold_start time $(EXPERIMENT)/bundle $(BENCH)/large
+	$(BIN)/python -m benchmarks.cold_start time $(EXPERIMENT)/bundle $(BENCH)/large \
+	    --picture "$$(find $(IMAGES) -iname '*.jpg' | sort | head -n 1)" > $(BENCH)/cold_start.txt
 	$(BIN)/python -m benchmarks.plots $(BENCH)
+	cat $(BENCH)/*.txt $(BENCH)/*.md
+else
+bench:
+	@echo "make bench needs IMAGES=FOLDER, the unpacked HAM10000 (docs/benchmarks.md)"; exit 2
+endif
 
 torture: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.hostile_images

@@ -33,6 +33,7 @@ from training.run import load_towers, read_info, read_run_config
 from training.scores import Labelled, label_draws
 
 EPOCHS = 12
+# Of the columns, as nearly as whole columns come to.
 HIDDEN = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 SEED = 0
 
@@ -97,7 +98,7 @@ def ask(
         "extrapolated": answer(model, own, guessed, "extrapolated"),
         **{k: answer(believing(model), own, v, "extrapolated") for k, v in others.items()},
     }
-    for share in HIDDEN:
+    for share in sorted({round(share * len(names)) / len(names) for share in HIDDEN}):
         seen = hide_values(rows.records, names, share, seed=SEED)
         answers[f"hidden {share:g}"] = answer(model, own, seen, "given")
     return answers, float(np.mean([len(record) / len(names) for record in guessed]))
@@ -173,12 +174,13 @@ def report(out: Path) -> None:
         end="",
     )
     print("twin's |\n| --- | --- | --- | --- | --- |")
-    for share in HIDDEN:
+    shares = {key.split(":")[0].split()[1] for key in mean if key.startswith("hidden ")}
+    for share in sorted(map(float, shares)):
         cells = []
         for figure in ("balanced_accuracy", "macro_auroc"):
             own = mean[f"hidden {share:g}: {figure}"]
             cells += [show(estimate(own)), show(estimate(own - mean[f"twin: {figure}"]))]
-        print(f"| {100 * share:g} % | " + " | ".join(cells) + " |")
+        print(f"| {100 * share:.0f} % | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
