@@ -24,6 +24,7 @@ from bundle.errors import (
 )
 from bundle.fields import FieldSchema, Record
 from index import rows
+from index.cache import describe_cache
 from index.choice import AUTO, RECALL, Measured
 from index.database import open_engine, reporting_damage
 from index.eligibility import Eligibility
@@ -368,6 +369,11 @@ class Catalogue:
         """
         self._live.choose(factory, recall)
         return self._live.measured
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether vectors lie on disk, of this revision or an earlier one."""
+        return describe_cache(self.path) is not None
 
     def save(self) -> None:
         """Write the vectors to disk, so that the next `open` reads instead of rebuilding them."""

@@ -15,6 +15,7 @@ from service.access.middleware import AccessControl
 from service.access.mode import OFF_BANNER, Mode
 from service.access.routes import RouteTable
 from service.auditing import AuditTrail
+from service.keeping import keep_vectors
 from service.logging import make_log
 from service.middleware import RequestContext
 from service.problems import install_handlers
@@ -90,11 +91,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Turnstile]]:
         loading = None
     else:
         loading = asyncio.create_task(service.keep_trying())
-    watching = asyncio.create_task(service.watch())
+    watching = [asyncio.create_task(work) for work in (service.watch(), keep_vectors(service))]
     try:
         yield {TURNSTILE: app.state.turnstile}
     finally:
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         if loading is not None:
             service.stopping.set()
             await loading

@@ -133,6 +133,11 @@ class Service:
         catalogue = self._catalogue()
         return None if catalogue is None else catalogue.revision
 
+    @property
+    def loaded(self) -> Runtime | None:
+        """The runtime, None while there is none or once nothing new is taken."""
+        return None if self.is_draining else self._runtime
+
     def _catalogue(self) -> Catalogue | None:
         return None if self._runtime is None else self._runtime.catalogue
 
