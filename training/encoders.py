@@ -15,6 +15,7 @@ from training.run import load_module, load_towers, read_info, read_run_config
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+PROCESSOR = torch.device("cpu")
 
 
 class TorchEncoders:
@@ -104,8 +105,12 @@ def build_heads(run: Path) -> tuple[Classifier, ContextModel]:
     return classifier, context
 
 
-def load_encoders(run: Path) -> TorchEncoders:
+def load_encoders(run: Path, device: torch.device = PROCESSOR) -> TorchEncoders:
     """Return a fitted run's encoders.
+
+    Args:
+        run: its folder.
+        device: where they answer.
 
     Raises:
         TrainingError: the run is not finished or not fitted.
@@ -115,4 +120,5 @@ def load_encoders(run: Path) -> TorchEncoders:
     path = run / "context.safetensors"
     if path.is_file():
         load_module(context, path)
-    return TorchEncoders(load_towers(run), classifier, context if path.is_file() else None)
+    known = context.to(device) if path.is_file() else None
+    return TorchEncoders(load_towers(run).to(device), classifier.to(device), known)

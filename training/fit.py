@@ -56,6 +56,7 @@ from training.missingness import balance_lesions
 from training.model import Slimp
 from training.neighbours import Neighbours, fit_extrapolation
 from training.precision import trained_attention
+from training.processes import best_device
 from training.progress import StageReport, silent
 from training.run import (
     RunInfo,
@@ -92,7 +93,8 @@ def fit(run: Path, cohort: Cohort, out: Path, *, report: StageReport = silent) -
         raise TrainingError(f"{out} exists: name another folder")
     info, config = read_info(run), read_run_config(run)
     set_seed(config.seed)
-    fitting = Fitting(load_towers(run), info.record_schema, config, cohort, report)
+    towers = load_towers(run).to(best_device())
+    fitting = Fitting(towers, info.record_schema, config, cohort, report)
     _refuse_seen(info, fitting.cal)
     fitting.fit()
     out.mkdir(parents=True, exist_ok=True)
@@ -158,6 +160,7 @@ class Fitting:
         report: StageReport,
     ) -> None:
         self.towers, self.schema, self.config, self.cohort = towers, schema, config, cohort
+        self.device = next(towers.parameters()).device
         self.report = report
         self.labels = cohort.info.labels
         self.malignant = np.isin(self.labels, cohort.info.malignant_labels)
@@ -182,7 +185,7 @@ class Fitting:
             len(self.labels),
             hidden=settings.hidden,
             dropout=settings.dropout,
-        )
+        ).to(self.device)
 
     def fit(self, *, in_context: bool = True) -> None:
         """Run every step in order.
@@ -266,8 +269,7 @@ class Fitting:
             squares = self._read(train.rows, square)
         loader = image_loader(squares, batches=batches, workers=config.batch.workers)
         augment: nn.Module = Augment(config.augment, config.image.input)
-        device = next(self.towers.parameters()).device
-        with trained_attention(self.towers.image.backbone, config.precision, device):
+        with trained_attention(self.towers.image.backbone, config.precision, self.device):
             train_classifier(
                 self.towers,
                 self.classifier,
@@ -379,6 +381,8 @@ class Fitting:
             seed=self.config.seed,
             report=partial(self.report, "context"),
         )
+        # It is small: its batches are put together, and learnt, on the processor.
+        model.to(self.device)
         alone = self._alone(self._logits(cal, "given"), "given")
         held_out = self._lesion_table(cal, cal.rows.records, alone, alone)
         encoders = TorchEncoders(self.towers, self.classifier, model)

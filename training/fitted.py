@@ -17,6 +17,7 @@ from bundle.manifest import BASE_VARIANT
 from bundle.novelty import NoveltyModel
 from bundle.store import MANIFEST, open_bundle
 from training.encoders import load_encoders
+from training.processes import best_device
 from training.run import SEEN, SeenGroups, read_info, read_run_config, read_seen
 
 FloatArray = npt.NDArray[np.float32]
@@ -117,7 +118,7 @@ def _open_bundle(path: Path, variant: str | None) -> FittedModel:
 
 def _open_run(path: Path) -> FittedModel:
     info = read_info(path)
-    encoders = load_encoders(path)
+    encoders = load_encoders(path, best_device())
     try:
         calibration = Calibration.model_validate_json((path / "calibration.json").read_bytes())
     except FileNotFoundError:

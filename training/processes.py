@@ -20,6 +20,12 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def best_device() -> torch.device:
+    """Return the accelerator where torch finds one, else the processor."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
