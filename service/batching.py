@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,7 +57,7 @@ class Batching:
     side_by_side_rate: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
     """One picture that waits: (3, H, W) float32 pixels."""
 
@@ -164,12 +164,20 @@ class BatchedEncoders:
             self.arrived += len(items)
             self._changed.notify_all()
             self._start()
+        drop = partial(self._drop, items)
         try:
-            return np.stack([_wait(item) for item in items])
+            with contextlib.nullcontext() if ticket is None else ticket.told(drop):
+                return np.stack([_wait(item) for item in items])
         finally:
-            with self._changed:
-                for item in items:
-                    item.answer.cancel()
+            drop()
+
+    def _drop(self, items: Sequence[_Item]) -> None:
+        """Let go of pictures that nobody waits for any more."""
+        with self._changed:
+            for item in items:
+                item.answer.cancel()
+                with contextlib.suppress(ValueError):
+                    self._lanes[item.lane].remove(item)
 
     def embed_records(self, records: EncodedRecords, level: Level) -> FloatArray:
         """Return (N, D) float32 features of N encoded records of one level."""

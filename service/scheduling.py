@@ -14,8 +14,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
+
+from starlette.requests import ClientDisconnect
 
 from bundle.errors import Overloaded
 from service.errors import TimedOut
@@ -105,14 +107,20 @@ class Scheduler:
             )
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Return what the work returns, done on a thread with the caller's log context."""
-        context = contextvars.copy_context()
+        """Return what the work returns, done on a thread with the caller's log context.
+
+        Raises:
+            ClientDisconnect: the client went away before a thread took the work.
+        """
+        context, ticket = contextvars.copy_context(), current_ticket.get()
         job = self._pool.submit(context.run, work)
         try:
-            return await asyncio.wrap_future(job)
+            with nullcontext() if ticket is None else ticket.told(job.cancel):
+                return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
+            if job.cancelled() and ticket is not None and ticket.is_left:
+                raise ClientDisconnect from None
             if job.running():
-                ticket = current_ticket.get()
                 lane = "interactive" if ticket is None else ticket.lane
                 self._count(lane, 1)
                 job.add_done_callback(lambda _: self._count(lane, -1))

@@ -377,7 +377,7 @@ async def _watching(request: Request, ticket: Ticket) -> AsyncIterator[None]:
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        ticket.is_left = True
+        ticket.leave()
 
     watching = asyncio.create_task(watch())
     try:

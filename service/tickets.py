@@ -5,8 +5,10 @@ so that whoever holds a queue can pass over what nobody waits for any more.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette.requests import ClientDisconnect
@@ -29,12 +31,30 @@ class Ticket:
     Attributes:
         deadline: on the monotonic clock, when its time is over.
         lane: in which it waits.
-        is_left: whether its client went away.
+        is_left: whether its client went away; `leave` says so.
     """
 
     deadline: float
     lane: Lane = "interactive"
     is_left: bool = False
+    _listeners: list[Callable[[], object]] = field(default_factory=list, repr=False)
+
+    def leave(self) -> None:
+        """Say that the client went away, and wake whoever waits for this request's sake."""
+        self.is_left = True
+        for call in tuple(self._listeners):
+            call()
+
+    @contextmanager
+    def told(self, call: Callable[[], object]) -> Iterator[None]:
+        """Have `call` called, on any thread, if the client goes away during the block."""
+        self._listeners.append(call)
+        try:
+            if self.is_left:
+                call()
+            yield
+        finally:
+            self._listeners.remove(call)
 
     @property
     def is_over(self) -> bool:

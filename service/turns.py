@@ -2,8 +2,17 @@
 
 import threading
 from collections import deque
+from dataclasses import dataclass, field
 
 from service.tickets import BULK_TURN, LANES, Lane, current_ticket
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """One that waits: its event is set when a place is handed to it, or its client left."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    has_place: bool = False
 
 
 class Turns:
@@ -12,12 +21,13 @@ class Turns:
     One of the library lets the thread that gives a place back take it again before the one that
     waits has woken: a request of many pictures would keep a request of one waiting for most of
     them. Interactive requests go first, and every `BULK_TURN`th place begins with the bulk lane.
+    Whoever nobody waits for any more gives up the wait, as `Ticket.check` says.
     """
 
     def __init__(self, places: int) -> None:
         self._lock = threading.Lock()
         self._places = self._free = places
-        self._waiting: dict[Lane, deque[threading.Event]] = {lane: deque() for lane in LANES}
+        self._waiting: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
         self._handed = 0
 
     @property
@@ -31,9 +41,20 @@ class Turns:
             if self._free:
                 self._free -= 1
                 return
-            mine = threading.Event()
-            self._waiting["interactive" if ticket is None else ticket.lane].append(mine)
-        mine.wait()
+            mine = _Waiting()
+            lane = self._waiting["interactive" if ticket is None else ticket.lane]
+            lane.append(mine)
+        if ticket is None:
+            mine.event.wait()
+            return
+        with ticket.told(mine.event.set):
+            while not mine.has_place and not ticket.is_over:
+                mine.event.wait(max(0.0, ticket.remaining_s))
+        with self._lock:
+            if mine.has_place:
+                return
+            lane.remove(mine)
+        ticket.check()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -41,6 +62,8 @@ class Turns:
             lanes = list(self._waiting.values())
             for lane in reversed(lanes) if self._handed % BULK_TURN == 0 else lanes:
                 if lane:
-                    lane.popleft().set()
+                    mine = lane.popleft()
+                    mine.has_place = True
+                    mine.event.set()
                     return
             self._free += 1

@@ -206,13 +206,15 @@ def test_whoever_left_or_is_late_is_passed_over(watched: Watched) -> None:
     left, ticket = callers.ask(1)
     late, _ = callers.ask(2, within_s=0.05)
     stays, _ = callers.ask(3)
-    ticket.is_left = True
-    with pytest.raises(TimedOut):
-        late.result()
-    watched.may.set()
-    assert stays.result()[0, 0] == 3
+    ticket.leave()
+    # At once, though the encoder is busy.
     with pytest.raises(ClientDisconnect):
         left.result()
+    with pytest.raises(TimedOut):
+        late.result()
+    assert callers.encoders.waiting == 1
+    watched.may.set()
+    assert stays.result()[0, 0] == 3
     assert watched.batches == [[99], [3]]
 
 

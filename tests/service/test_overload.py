@@ -196,7 +196,8 @@ def test_a_client_that_leaves_gives_its_place_back(
         with socket.create_connection((host, int(port))) as leaving:
             leaving.sendall(head.encode() + body)
             wait_for(lambda: batched.waiting == 1)
-        time.sleep(0.2)  # uvicorn must hear of it before the encoder is free
+        # While the encoder is busy with another.
+        wait_for(lambda: scheduler.admitted == 1)
         blocked.may.set()
         assert first.result().status_code == 200
         wait_for(lambda: scheduler.admitted == 0)

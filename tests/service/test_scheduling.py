@@ -132,6 +132,60 @@ def test_a_request_of_many_pictures_does_not_keep_one_waiting(lane: Lane) -> Non
     assert order.count("many") == 60
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_whoever_nobody_waits_for_gives_up_the_wait_for_a_place(left: bool) -> None:
+    turns, ticket = Turns(1), Ticket(time.monotonic() + (60 if left else 0.05))
+
+    def enter() -> None:
+        current_ticket.set(ticket)
+        with turns:
+            raise AssertionError("the place was taken")
+
+    with ThreadPoolExecutor(1) as callers:
+        with turns:
+            waiting = callers.submit(enter)
+            wait_for(lambda: turns.asked == 2)
+            if left:
+                ticket.leave()
+            with pytest.raises(ClientDisconnect if left else TimedOut):
+                waiting.result()
+            assert turns.asked == 1
+        assert turns.asked == 0
+
+
+def test_work_of_a_client_that_left_is_never_begun() -> None:
+    scheduler, may = Scheduler(max_concurrency=1, max_queue=4, timeout_s=60), threading.Event()
+    begun: list[int] = []
+    tickets: list[Ticket] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        may.wait(10)
+
+    async def request(number: int) -> None:
+        async with scheduler.admit() as ticket:
+            tickets.append(ticket)
+            await scheduler.run(lambda: work(number))
+
+    async def two() -> None:
+        first = asyncio.create_task(request(0))
+        while not begun:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(request(1))
+        while len(tickets) < 2:
+            await asyncio.sleep(0.001)
+        tickets[1].leave()
+        with pytest.raises(ClientDisconnect):
+            await second
+        assert scheduler.admitted == 1
+        may.set()
+        await first
+
+    asyncio.run(two())
+    assert begun == [0]
+    scheduler.close()
+
+
 def test_bulk_pictures_wait_for_interactive_ones_and_not_for_ever() -> None:
     turns, order = Turns(1), list[str]()
     with ThreadPoolExecutor(30) as callers, turns:
