@@ -206,6 +206,9 @@ class FitSettings(Section):
         description="Beta parameter by which pictures are mixed in pairs while fine-tuning "
         "(mixup), in half of the batches, drawn at random; 0 mixes none",
     )
+    augment: AugmentSettings | None = Field(
+        None, description="of pictures while fine-tuning; none takes [augment], pre-training's"
+    )
     epochs: Count = Field(30, description="passes over the embeddings for the classifier")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)

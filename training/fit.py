@@ -268,7 +268,7 @@ class Fitting:
         if square != squares.spec:
             squares = self._read(train.rows, square)
         loader = image_loader(squares, batches=batches, workers=config.batch.workers)
-        augment: nn.Module = Augment(config.augment, config.image.input)
+        augment: nn.Module = Augment(config.fit.augment or config.augment, config.image.input)
         with trained_attention(self.towers.image.backbone, config.precision, self.device):
             train_classifier(
                 self.towers,
