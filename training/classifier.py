@@ -5,7 +5,6 @@ extrapolated from other groups' lesions, now and then a record without an image,
 image alone.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from training.features import LEVELS
 from training.heads import Classifier
 from training.missingness import PatternBalance
 from training.model import Slimp
+from training.passes import Passes, Stateful
 from training.precision import is_bf16
 from training.sampler import PatientBatches
 from training.schedule import warmup_cosine
@@ -62,7 +62,8 @@ class FeatureBatch:
         return self.share < 1
 
 
-FeatureBatches = Callable[[], Iterator[FeatureBatch]]
+# Of one pass, by its number.
+FeatureBatches = Callable[[int], Iterator[FeatureBatch]]
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def feature_table(embeddings: FloatArray, size: int, seed: int) -> FeatureBatche
     table = torch.from_numpy(embeddings)
     generator = torch.Generator().manual_seed(seed)
 
-    def epoch() -> Iterator[FeatureBatch]:
+    def epoch(_: int) -> Iterator[FeatureBatch]:
         for part in torch.randperm(len(table), generator=generator).split(size):
             yield FeatureBatch(table[part], part, part)
 
@@ -179,10 +180,9 @@ def tuned_features(
             half of the batches, drawn at random, are mixed. 0 mixes none.
     """
     device = next(towers.parameters()).device
-    epochs = itertools.count()
 
-    def epoch() -> Iterator[FeatureBatch]:
-        batches.start(next(epochs))
+    def epoch(number: int) -> Iterator[FeatureBatch]:
+        batches.start(number)
         for images in loader:
             pixels, index = augment(images["pixels"].to(device)), images["index"]
             share, order = _draw_mix(len(index), mixup)
@@ -217,6 +217,7 @@ def train_classifier(
     tune: bool,
     steps_per_epoch: int,
     seed: int,
+    passes: Passes | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> None:
     """Train classifier and record towers, and the image tower where the batches carry gradients.
@@ -231,10 +232,12 @@ def train_classifier(
         tune: whether the image tower trains too.
         steps_per_epoch: batches in an epoch.
         seed: of the conditions drawn.
+        passes: keeps everything after each pass, and has what to go on from.
         report: called after each step with step and total.
     """
     device = next(towers.parameters()).device
-    total = steps_per_epoch * (settings.tune_epochs if tune else settings.epochs)
+    epochs = settings.tune_epochs if tune else settings.epochs
+    total = steps_per_epoch * epochs
     optimiser = _optimiser(towers, classifier, settings, tune)
     scheduler = LambdaLR(optimiser, warmup_cosine(total, 0.1))
     label = torch.from_numpy(rows.label)
@@ -242,9 +245,16 @@ def train_classifier(
     rng = np.random.default_rng(seed)
     towers.train()
     classifier.train()
-    step = 0
-    while step < total:
-        for batch in batches():
+    parts: dict[str, Stateful] = {
+        "towers": towers,
+        "classifier": classifier,
+        "optimiser": optimiser,
+        "scheduler": scheduler,
+    }
+    done = 0 if passes is None else passes.restore(parts, rng)
+    step = done * steps_per_epoch
+    for number in range(done, epochs):
+        for batch in batches(number):
             features = batch.features.to(device)
             target, other = label[batch.index].to(device), label[batch.other].to(device)
             # Balanced logits: the prior is added here and again, refitted, in calibration.
@@ -265,6 +275,8 @@ def train_classifier(
             scheduler.step()
             step += 1
             report(step, total)
+        if passes is not None:
+            passes.save(number + 1, parts, rng)
     towers.eval()
     classifier.eval()
 

@@ -4,6 +4,7 @@ Heads train on the train split; everything that decides how far an answer may be
 on the cal split, which neither encoders nor heads saw.
 """
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from bundle.images import ImageInput
 from bundle.novelty import NoveltyModel
 from bundle.oddness import MIN_LESIONS, oddness
 from cohort.cohort import Cohort
+from cohort.info import COHORT_JSON
 from training.augment import Augment
 from training.calibration import (
     fit_condition,
@@ -55,10 +57,12 @@ from training.heads import Classifier, ContextModel
 from training.missingness import balance_lesions
 from training.model import Slimp
 from training.neighbours import Neighbours, fit_extrapolation
+from training.passes import Passes
 from training.precision import trained_attention
 from training.processes import best_device
 from training.progress import StageReport, silent
 from training.run import (
+    TOWERS,
     RunInfo,
     SeenGroups,
     describe_data,
@@ -76,25 +80,31 @@ FloatArray = npt.NDArray[np.float32]
 NOVEL_SHARE = 0.005
 
 
-def fit(run: Path, cohort: Cohort, out: Path, *, report: StageReport = silent) -> RunInfo:
+def fit(
+    run: Path, cohort: Cohort, out: Path, *, resume: bool = False, report: StageReport = silent
+) -> RunInfo:
     """Fit all heads on a pre-trained run and write a complete run that `export` can read.
 
     Args:
         run: the pre-trained run; not changed.
         cohort: a labelled cohort with the run's fields.
-        out: the new run folder.
+        out: the new run folder. While the image tower is fine-tuned, what an interruption would
+            lose lies beside it, in `OUT.partial`.
+        resume: go on from there.
         report: called with stage, done and total.
 
     Raises:
-        TrainingError: the run is unfinished or saw groups of the cal split, `out` exists, or a
-            split or label is missing.
+        TrainingError: the run is unfinished or saw groups of the cal split, `out` exists, a
+            split or label is missing, or there is nothing to resume.
     """
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} exists: name another folder")
     info, config = read_info(run), read_run_config(run)
     set_seed(config.seed)
     towers = load_towers(run).to(best_device())
-    fitting = Fitting(towers, info.record_schema, config, cohort, report)
+    partial = out.with_name(f"{out.name}.partial")
+    passes = Passes(partial / "passes.pt", _key(run, cohort), resume=resume)
+    fitting = Fitting(towers, info.record_schema, config, cohort, report, passes)
     _refuse_seen(info, fitting.cal)
     fitting.fit()
     out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +123,17 @@ def fit(run: Path, cohort: Cohort, out: Path, *, report: StageReport = silent) -
         }
     )
     write_run(out, fitting.towers, complete)
+    if partial.is_dir():
+        shutil.rmtree(partial)
     return complete
+
+
+def _key(run: Path, cohort: Cohort) -> str:
+    """Return what names the run, its configuration and the cohort as it was split."""
+    files = (run / TOWERS, run / "config.json", cohort.path / COHORT_JSON)
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    ).hexdigest()
 
 
 def _refuse_seen(info: RunInfo, cal: Rows) -> None:
@@ -158,7 +178,9 @@ class Fitting:
         config: Config,
         cohort: Cohort,
         report: StageReport,
+        passes: Passes | None = None,
     ) -> None:
+        self.passes = passes
         self.towers, self.schema, self.config, self.cohort = towers, schema, config, cohort
         self.device = next(towers.parameters()).device
         self.report = report
@@ -282,6 +304,7 @@ class Fitting:
                 tune=True,
                 steps_per_epoch=len(batches),
                 seed=config.seed,
+                passes=self.passes,
                 report=partial(self.report, "fine-tune"),
             )
 

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 from bundle.calibration import CONDITIONS, Calibration, Condition
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema, Record
-from bundle.images import decode_image, prepare_image
+from bundle.images import ImageInput, decode_image, prepare_image
 from bundle.novelty import NoveltyModel
 from cohort.cohort import Cohort
 from cohort.splits import Split
 from tests.training.squares import LABELS, SCHEMA, squares, tiny_config, write_cohort
+from training.augment import Augment
 from training.classifier import (
     ConditionRecords,
     FeatureBatch,
@@ -27,12 +28,14 @@ from training.classifier import (
     train_classifier,
     tuned_features,
 )
+from training.config import AugmentSettings
 from training.data import Squares, fit_schema, load_rows
 from training.encoders import load_encoders
 from training.features import Modality, classify_rows, embed_rows, record_features
 from training.fit import fit
 from training.heads import Classifier
 from training.model import Slimp
+from training.passes import Passes
 from training.run import TOWERS, read_info, read_run_config
 from training.sampler import PatientBatches
 from training.trainer import pretrain
@@ -216,6 +219,69 @@ def test_tuning_changes_the_image_tower(without_patients: Path, pretrained: Path
     assert "backbone" in changed
 
 
+class PowerCut(Exception):
+    """Ends a fine-tuning between two passes."""
+
+
+def test_a_fine_tuning_that_was_cut_off_ends_as_it_would_have(
+    without_patients: Path,
+    lesion_cohort: Cohort,
+    cohort: Cohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, out = without_patients.parent / "run", tmp_path / "fitted"
+    save = Passes.save
+
+    def save_and_stop(self: Passes, passes: int, *rest: Any) -> None:
+        save(self, passes, *rest)
+        raise PowerCut
+
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        fit(run, lesion_cohort, out, resume=True)
+    monkeypatch.setattr(Passes, "save", save_and_stop)
+    with pytest.raises(PowerCut):
+        fit(run, lesion_cohort, out)
+    monkeypatch.setattr(Passes, "save", save)
+    assert not out.exists()
+    with pytest.raises(TrainingError, match="left by an interruption: go on with --resume"):
+        fit(run, lesion_cohort, out)
+    with pytest.raises(TrainingError, match="another run, cohort or configuration"):
+        fit(run, cohort, out, resume=True)
+    steps: list[int] = []
+    fit(
+        run,
+        lesion_cohort,
+        out,
+        resume=True,
+        report=lambda stage, done, *_: steps.append(done) if stage == "fine-tune" else None,
+    )
+    # The second of two passes alone.
+    assert steps[0] == steps[-1] // 2 + 1
+    for name in (TOWERS, "classifier.safetensors"):
+        found, expected = load_file(out / name), load_file(without_patients / name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert calibration_of(out) == calibration_of(without_patients)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fitted"]
+
+
+def test_pictures_may_be_augmented_otherwise_while_fine_tuning(
+    without_patients: Path, lesion_cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[AugmentSettings] = []
+
+    class Noted(Augment):
+        def __init__(self, settings: AugmentSettings, spec: ImageInput) -> None:
+            super().__init__(settings, spec)
+            used.append(settings)
+
+    monkeypatch.setattr("training.fit.Augment", Noted)
+    settings = {"tune_image": True, "tune_epochs": 1, "augment": {"min_crop": 0.9}}
+    run = with_settings(without_patients.parent / "run", tmp_path / "run", fit=settings)
+    fit(run, lesion_cohort, tmp_path / "fitted")
+    assert [settings.min_crop for settings in used] == [0.9]
+
+
 def test_a_folder_that_is_taken_is_not_fitted_into(
     pretrained: Path, fitted: Path, cohort: Cohort
 ) -> None:
@@ -308,8 +374,8 @@ def test_training_rows_show_every_condition(cohort: Cohort) -> None:
 def test_a_table_of_features_is_shuffled_and_complete() -> None:
     embeddings = np.arange(14, dtype=np.float32).reshape(7, 2)
     batches = feature_table(embeddings, 3, seed=0)
-    for _ in range(2):
-        parts = list(batches())
+    for number in range(2):
+        parts = list(batches(number))
         index = torch.cat([part.index for part in parts])
         assert sorted(index.tolist()) == list(range(7))
         assert index.tolist() != list(range(7))
@@ -340,7 +406,7 @@ def test_pictures_are_mixed_in_pairs_in_half_of_the_batches(mixup: float) -> Non
     epoch = tuned_features(
         towers, DataLoader(rows, 6), nn.Identity(), batches, precision="fp32", mixup=mixup
     )
-    seen = [batch for _ in range(100) for batch in epoch()]
+    seen = [batch for number in range(100) for batch in epoch(number)]
     own, other = (
         torch.stack([pictures[getattr(batch, name)].flatten(1) for batch in seen])
         for name in ("index", "other")
@@ -367,7 +433,7 @@ def test_a_mixed_picture_teaches_both_its_labels_and_no_record(cohort: Cohort) -
     train_classifier(
         towers,
         classifier,
-        lambda: iter([batch]),
+        lambda _: iter([batch]),
         rows,
         ConditionRecords.of(rows, [{}] * len(rows), schema),
         config.fit.model_copy(update={"weight_decay": 0.0}),
