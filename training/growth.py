@@ -22,7 +22,9 @@ def join_schemas(own: FieldSchema, other: FieldSchema, rows: Rows) -> FieldSchem
 
     Known numeric fields keep the run's mean and deviation, for the tower was trained with them;
     new ones are fitted on the rows. A known categorical field keeps its categories and gets the
-    new ones behind them.
+    new ones behind them. A known field keeps its level: without patient ids a cohort holds of its
+    lesions what is the patient's, and what a run reads of each lesion may be alike for all of a
+    patient's.
 
     Args:
         own: the run's fitted fields.
@@ -30,13 +32,15 @@ def join_schemas(own: FieldSchema, other: FieldSchema, rows: Rows) -> FieldSchem
         rows: the cohort's train rows.
 
     Raises:
-        TrainingError: a field of the same name is of another kind, level or unit, or a new field's
-            name means another one already.
+        TrainingError: a field of the same name is of another kind or unit, or differs between a
+            patient's lesions where it is the patient's in the run, or a new field's name means
+            another one already.
     """
     known = {field.name: field for field in own.fields}
     new = [field for field in other.fields if field.name not in known]
     added = fit_schema(FieldSchema(fields=tuple(new)), rows).fields if new else ()
-    widened = {f.name: _widen(known[f.name], f) for f in other.fields if f.name in known}
+    ids = rows.cohort.has_patients
+    widened = {f.name: _widen(known[f.name], f, ids) for f in other.fields if f.name in known}
     fields = (*(widened.get(field.name, field) for field in own.fields), *added)
     try:
         return FieldSchema(fields=fields)
@@ -46,8 +50,9 @@ def join_schemas(own: FieldSchema, other: FieldSchema, rows: Rows) -> FieldSchem
         ) from None
 
 
-def _widen(own: Field, other: Field) -> Field:
-    for part in ("kind", "level", "unit"):
+def _widen(own: Field, other: Field, has_patients: bool) -> Field:
+    differs = has_patients and (own.level, other.level) == ("patient", "lesion")
+    for part in ("kind", "unit", *(("level",) if differs else ())):
         if getattr(own, part) != getattr(other, part):
             raise TrainingError(
                 f"{own.name}: expected {part} {getattr(own, part)!r} as in the run, got "

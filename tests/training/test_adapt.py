@@ -132,14 +132,41 @@ def test_full_adaptation_moves_attention_too(
     assert read_info(tmp_path / "run").forgetting is None
 
 
+def test_a_run_with_patients_moves_to_a_cohort_without(
+    pretrained: Path, lesion_cohort: Cohort, tmp_path: Path
+) -> None:
+    """What is the patient's in the run stays so, where the cohort holds it of its lesions."""
+    fields = tuple(field.model_copy(update={"level": "lesion"}) for field in SCHEMA.fields)
+    images = list(squares(with_ids=False))
+    cohort = write_cohort(tmp_path / "flat", images, schema=FieldSchema(fields=fields))
+    adapted = adapt(pretrained, cohort, tmp_path / "run")
+    assert adapted.record_schema == read_info(pretrained).record_schema
+    expected = adapt(pretrained, lesion_cohort, tmp_path / "same")
+    assert adapted.record_schema == expected.record_schema
+    first, second = (load_file(tmp_path / name / TOWERS) for name in ("run", "same"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_without_patients_moves_to_a_cohort_with_them(
+    lesion_cohort: Cohort, cohort: Cohort, tmp_path: Path
+) -> None:
+    fields = tuple(field.model_copy(update={"level": "lesion"}) for field in SCHEMA.fields)
+    images = list(squares(with_ids=False))
+    flat = write_cohort(tmp_path / "flat", images, schema=FieldSchema(fields=fields))
+    pretrain(flat, tiny_config(), tmp_path / "source")
+    adapted = adapt(tmp_path / "source", cohort, tmp_path / "run")
+    assert {field.level for field in adapted.record_schema.fields} == {"lesion"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"kind": "boolean"}, "kind"), ({"level": "patient"}, "level"), ({"unit": "cm"}, "unit")],
+    [({"kind": "boolean"}, "kind"), ({"level": "lesion"}, "level"), ({"unit": "cm"}, "unit")],
 )
 def test_a_field_that_contradicts_the_runs_is_refused(
     pretrained: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    known = next(f for f in SCHEMA.fields if f.kind == "numeric" and f.level == "lesion")
+    level = "patient" if said == "level" else "lesion"
+    known = next(f for f in SCHEMA.fields if f.kind == "numeric" and f.level == level)
     other = Field(**{**known.model_dump(), "minimum": None, "maximum": None, **change})
     if other.kind != "numeric":
         other = Field(name=known.name, level=known.level, kind="boolean")
