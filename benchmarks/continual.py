@@ -2,17 +2,22 @@
 
     python -m benchmarks.continual run FOLDER [--seeds 5]
     python -m benchmarks.continual report FOLDER
+    python -m benchmarks.continual real FOLDER --run RUN --source COHORT --target COHORT
 
 FOLDER is that of `benchmarks.experiments`, whose nested runs are moved to another synthetic cohort:
 900 other patients, harder (difficulty 1.5), 405 of them held out. Probes on the frozen features
 answer the held-out patients of the new cohort and, for what is forgotten, those of the old one;
-beside them stands the runs' own loss on the old cohort's val split.
+beside them stands the runs' own loss on the old cohort's val split. `real` moves one run to a real
+cohort, whose images are few: the probes are of five grouped folds of all of them, the train split
+that was adapted to included, since adapting reads no label.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.experiments import (
     ANSWERS,
@@ -21,6 +26,7 @@ from benchmarks.experiments import (
     HEADS,
     PATIENTS,
     RANKS,
+    FloatArray,
     answers_of,
     figures_of,
     frozen_features,
@@ -28,16 +34,19 @@ from benchmarks.experiments import (
     may_resume,
 )
 from cohort.cohort import Cohort
+from cohort.splits import SPLITS
 from cohort.store import prepare
 from cohort.synthetic import synthetic_source
 from training.adapt import adapt
 from training.data import load_rows
+from training.probes import probe, standardise_features
 from training.report import show
-from training.resampling import estimate
+from training.resampling import Draws, Resampling, auroc_of, balanced_accuracy_of, estimate
 from training.run import load_towers, read_info, read_run_config
 
 # Frozen before the first run.
 SEED, DIFFICULTY = 11, 1.5
+FOLDS = 5
 WAYS = {"none": None, "embedding layers": False, "all layers": True}
 
 
@@ -97,14 +106,80 @@ def report(folder: Path) -> None:
         print(f"| {way} | {before:.3f} | {after:.3f} |")
 
 
+def folded(values: FloatArray, label: npt.NDArray[np.int64], groups: list[str]) -> FloatArray:
+    """Return (N, C) probabilities of every row by balanced probes that did not see its group."""
+    classes = int(label.max()) + 1
+    said = np.zeros((len(label), classes), np.float32)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    for train, test in folds.split(values, label, groups):
+        known, asked = standardise_features(values[train], values[test])
+        said[test] = probe(known, label[train], asked, classes=classes)
+    return said
+
+
+def real(options: argparse.Namespace) -> None:
+    """Move one run to a real cohort in each way, and print the probes' tables."""
+    source, target = Cohort.open(options.source), Cohort.open(options.target)
+    rows = load_rows(target, SPLITS, target.info.labels)
+    rows = rows.take(rows.label >= 0)
+    resampling = Resampling(rows.group_id)
+    draws: dict[str, dict[str, Draws]] = {}
+    for way, full in WAYS.items():
+        run = options.run if full is None else options.folder / way
+        if full is not None and not (run / "run.json").exists():
+            resume = may_resume(run)
+            moved = {"source": source, "full": full, "epochs": options.epochs, "resume": resume}
+            adapt(options.run, target, run, **moved)
+        towers, schema = load_towers(run), read_info(run).record_schema
+        features = frozen_features(towers, target, rows, read_run_config(run), schema)
+        both = np.concatenate([features.image, features.record], axis=1)
+        seen = {"image": features.image, "record": features.record, "image + record": both}
+        draws[way] = {}
+        for name, values in seen.items():
+            said = folded(values, rows.label, rows.group_id)
+            right = balanced_accuracy_of(rows.label, said.argmax(1))
+            draws[way][f"balanced {name}"] = resampling.draws(right)
+            known = rows.malignant >= 0
+            suspicion = folded(
+                values[known],
+                rows.malignant[known],
+                [group for group, is_known in zip(rows.group_id, known, strict=True) if is_known],
+            )[:, 1]
+            alone = Resampling([rows.group_id[i] for i in np.flatnonzero(known)])
+            auroc = auroc_of(rows.malignant[known] == 1, suspicion)
+            draws[way][f"malignant AUROC {name}"] = alone.draws(auroc)
+    names = list(draws["none"])
+    groups = len(set(rows.group_id))
+    print(f"{len(rows)} images of {groups} patients of {target.info.name}\n")
+    print("| | " + " | ".join(names) + " |\n| --- |" + " --- |" * len(names))
+    for way, own in draws.items():
+        print(f"| {way} | " + " | ".join(show(estimate(own[n])) for n in names) + " |")
+    for way in list(WAYS)[1:]:
+        gaps = (show(estimate(draws[way][n] - draws["none"][n])) for n in names)
+        print(f"| {way} less none | " + " | ".join(gaps) + " |")
+    for way in list(WAYS)[1:]:
+        lost = read_info(options.folder / way).forgetting
+        assert lost is not None
+        print(f"\n{way}: loss on {lost.cohort} {lost.before:.3f} before, {lost.after:.3f} after")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("task", choices=["run", "report"])
+    parser.add_argument("task", choices=["run", "report", "real"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--run", type=Path, help="real: a pre-trained run")
+    parser.add_argument("--source", type=Path, help="real: the run's cohort")
+    parser.add_argument("--target", type=Path, help="real: the cohort that it moves to")
+    parser.add_argument("--epochs", type=int, default=20, help="real: passes over it")
     options = parser.parse_args()
+    if options.task == "real":
+        if None in (options.run, options.source, options.target):
+            parser.error("expected --run, --source and --target")
+        real(options)
+        return
     if options.task == "report":
         report(options.folder)
         return

@@ -32,6 +32,8 @@ def adapt(
     *,
     source: Cohort | None = None,
     full: bool = False,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
     resume: bool = False,
     report: StepReport = silent,
 ) -> RunInfo:
@@ -43,6 +45,8 @@ def adapt(
         out: the new run folder.
         source: the cohort that the run comes from; its val split tells what is forgotten.
         full: train the attention layers too, but for blocks that the run froze.
+        epochs: passes over the new data; None takes as many as the run made, or as many steps.
+        learning_rate: peak; None takes the run's.
         resume: go on from the folder's last checkpoint.
         report: called after each step with step, total and the step's metrics.
 
@@ -57,7 +61,12 @@ def adapt(
             "objective.name supervised or batch.malignant_patients, which read them: pre-train "
             "another, or train on the new cohort itself"
         )
-    optimiser = config.optimiser.model_copy(update={"adapt_attention": full})
+    changed: dict[str, object] = {"adapt_attention": full}
+    if epochs is not None:
+        changed |= {"epochs": epochs, "steps": None}
+    if learning_rate is not None:
+        changed["learning_rate"] = learning_rate
+    optimiser = config.optimiser.model_copy(update=changed)
     config = config.model_copy(update={"optimiser": optimiser})
     before = load_towers(run)
     rows = load_rows(cohort, ["train"], cohort.info.labels)

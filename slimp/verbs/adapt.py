@@ -16,6 +16,10 @@ def adapt(
     full: Annotated[
         bool, Option("--full", help="train attention layers too, but for frozen blocks")
     ] = False,
+    epochs: Annotated[
+        int | None, Option(min=1, help="passes over the new cohort; else as the run made")
+    ] = None,
+    learning_rate: Annotated[float | None, Option(help="peak; else the run's")] = None,
     resume: Annotated[bool, Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Go on pre-training on a new cohort: embedding layers learn, attention layers stay."""
@@ -31,6 +35,8 @@ def adapt(
             out,
             source=None if source is None else Cohort.open(source),
             full=full,
+            epochs=epochs,
+            learning_rate=learning_rate,
             resume=resume,
             report=lambda step, total, metrics: report(
                 "adapt", step, total, training_note(metrics)

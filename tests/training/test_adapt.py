@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from bundle.errors import TrainingError
 from bundle.fields import Field, FieldSchema
 from cohort.cohort import Cohort
-from tests.training.squares import SCHEMA, squares, tiny_config, write_cohort
+from tests.training.squares import SCHEMA, read_metrics, squares, tiny_config, write_cohort
 from training.adapt import adapt
 from training.data import load_rows
 from training.growth import grow, join_schemas
@@ -130,6 +130,16 @@ def test_full_adaptation_moves_attention_too(
     assert any(name.startswith("lesion.layers.") for name in moved)
     assert any(block_of(n.removeprefix("image.backbone.")) == 0 for n in moved)
     assert read_info(tmp_path / "run").forgetting is None
+
+
+def test_the_new_cohort_is_passed_over_as_often_as_asked(
+    pretrained: Path, other: Cohort, tmp_path: Path
+) -> None:
+    adapt(pretrained, other, tmp_path / "once", epochs=1)
+    adapt(pretrained, other, tmp_path / "thrice", epochs=3, learning_rate=1e-2)
+    once, thrice = (read_metrics(tmp_path / name)[-1] for name in ("once", "thrice"))
+    assert thrice["step"] == 3 * once["step"]
+    assert read_run_config(tmp_path / "thrice").optimiser.learning_rate == 1e-2
 
 
 def test_a_run_with_patients_moves_to_a_cohort_without(
