@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from accelerate.utils import set_seed
 from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.experiments import (
@@ -39,6 +40,7 @@ from cohort.store import prepare
 from cohort.synthetic import synthetic_source
 from training.adapt import adapt
 from training.data import load_rows
+from training.growth import grow, join_schemas
 from training.probes import probe, standardise_features
 from training.report import show
 from training.resampling import Draws, Resampling, auroc_of, balanced_accuracy_of, estimate
@@ -130,8 +132,18 @@ def real(options: argparse.Namespace) -> None:
             resume = may_resume(run)
             moved = {"source": source, "full": full, "epochs": options.epochs, "resume": resume}
             adapt(options.run, target, run, **moved)
-        towers, schema = load_towers(run), read_info(run).record_schema
-        features = frozen_features(towers, target, rows, read_run_config(run), schema)
+        towers, config, schema = (
+            load_towers(run),
+            read_run_config(run),
+            read_info(run).record_schema,
+        )
+        if full is None:
+            # Columns and categories that it never saw have tokens that nothing trained.
+            set_seed(config.seed)
+            joined = join_schemas(schema, target.schema, rows.take(rows.split == "train"))
+            labels = len(read_info(run).labels)
+            towers, schema = grow(towers, config, schema, joined, labels=labels), joined
+        features = frozen_features(towers, target, rows, config, schema)
         both = np.concatenate([features.image, features.record], axis=1)
         seen = {"image": features.image, "record": features.record, "image + record": both}
         draws[way] = {}

@@ -62,6 +62,8 @@ def _widen(own: Field, other: Field, has_patients: bool) -> Field:
     if not new:
         return own
     words = {**other.category_aliases, **own.category_aliases}
+    # What was another word for a known category, and is one of its own in the cohort, becomes one.
+    words = {word: name for word, name in words.items() if word not in new}
     return own.model_copy(update={"categories": (*own.categories, *new), "category_aliases": words})
 
 
