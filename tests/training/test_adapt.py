@@ -142,6 +142,18 @@ def test_the_new_cohort_is_passed_over_as_often_as_asked(
     assert read_run_config(tmp_path / "thrice").optimiser.learning_rate == 1e-2
 
 
+def test_a_word_for_a_known_category_becomes_one_where_the_cohort_tells_them_apart(
+    cohort: Cohort,
+) -> None:
+    site = next(f for f in SCHEMA.fields if f.name == "anatom_site")
+    own = site.model_copy(update={"category_aliases": {"neck": "scalp", "loin": "back"}})
+    other = site.model_copy(update={"categories": ("back", "neck", "scalp")})
+    rows = load_rows(cohort, ["train"], cohort.info.labels)
+    joined = join_schemas(FieldSchema(fields=(own,)), FieldSchema(fields=(other,)), rows)
+    assert joined.fields[0].categories == ("back", "scalp", "neck")
+    assert joined.fields[0].category_aliases == {"loin": "back"}
+
+
 def test_a_run_with_patients_moves_to_a_cohort_without(
     pretrained: Path, lesion_cohort: Cohort, tmp_path: Path
 ) -> None:
