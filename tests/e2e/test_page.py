@@ -1,14 +1,17 @@
 """The page in a real browser: what a clinician sees, by mouse, keyboard and on a telephone."""
 
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from service.access.callers import Scope
@@ -17,6 +20,7 @@ from service.ledger.database import open_ledger
 from service.ledger.keys import ApiKeys
 from service.models import Models
 from service.runtime import Runtime
+from service.server import DrainingServer
 from service.settings import Settings
 from tests.fakes import (
     BLUE,
@@ -315,6 +319,43 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent_with_everything(
         expect(form).to_be_visible()
     assert len(addresses) > 10
     assert not [url for url in addresses if key in url]
+
+
+def test_a_browser_that_is_turned_away_before_its_upload_is_read_shows_why(
+    opened: Page, runtime: Runtime, tmp_path: Path
+) -> None:
+    """The only place is held by one that sends slowly; the picture is of a telephone's size."""
+    noise = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 5_000_000
+    settings = Settings(log_level="error", max_concurrency=1, max_queue=0)
+    app = create_app(settings, runtime)
+    server, door = DrainingServer(app, settings), socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([door],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    host, port = door.getsockname()
+    opened.goto(f"http://{host}:{port}")
+    expect(opened.locator("body[data-ready]")).to_be_attached()
+    panel = opened.locator("#panel-lesion")
+    panel.locator("input[type=file]").set_input_files(tmp_path / "large.png")
+    button = panel.get_by_role("button", name="Assess lesion")
+    with socket.create_connection((host, port)) as slow:
+        head = f"POST /embed HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
+        slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
+        while not app.state.service.scheduler.admitted:
+            time.sleep(0.02)
+        button.click()
+        refused = panel.get_by_role("alert").filter(has_text="expected at most 1 requests")
+        expect(refused).to_be_visible()
+    while app.state.service.scheduler.admitted:
+        time.sleep(0.02)
+    button.click()
+    expect(refused).to_be_hidden()
+    expect(panel.get_by_role("heading").first).to_be_visible()
+    server.should_exit = True
+    thread.join(WAIT_S)
 
 
 def test_a_service_that_lets_everybody_in_says_so(opened: Page, runtime: Runtime) -> None:
