@@ -51,9 +51,8 @@ class Neighbours:
         last, with a similarity of -inf.
         """
         blocks = [
-            self._search(rows.take(np.arange(start, min(start + BLOCK, len(rows)))), part, count)
-            for start in range(0, len(rows), BLOCK)
-            for part in (embeddings[start : start + BLOCK],)
+            self._search(rows.take(block), embeddings[block], count)
+            for block in np.split(np.arange(len(rows)), range(BLOCK, len(rows), BLOCK))
         ]
         scores, nearest = zip(*blocks, strict=True)
         return np.concatenate(scores), np.concatenate(nearest)
