@@ -10,7 +10,6 @@ import sys
 
 import typer
 
-from bundle.cpus import available_cpus
 from slimp import verbs
 
 app = typer.Typer(
@@ -28,6 +27,7 @@ for name, group in verbs.GROUPS.items():
 
 def main() -> None:
     """Run the command and turn an expected error into one line."""
+    from bundle.cpus import available_cpus
     from bundle.errors import LesionError
 
     # FAISS, torch and the linear algebra below NumPy ask for it when they are imported, and know of

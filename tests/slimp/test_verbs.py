@@ -17,7 +17,7 @@ from cohort.readers import NAMES
 from cohort.synthetic import DEMO_SETTINGS
 from index.catalogue import Catalogue
 from service.settings import Settings
-from slimp import cli, verbs
+from slimp import verbs
 from tests.fakes import GREEN, RED, draw_image, make_lesion, write_bundle, write_catalogue
 from tests.training.squares import write_cohort
 
@@ -60,7 +60,7 @@ def assert_failed(ended: Any, *words: str) -> None:
 def test_libraries_are_told_the_quota_unless_the_site_says_otherwise(
     slimp: Slimp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "available_cpus", lambda: 3)
+    monkeypatch.setattr("bundle.cpus.available_cpus", lambda: 3)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     slimp("--help")
     assert os.environ["OMP_NUM_THREADS"] == "3"
