@@ -19,9 +19,11 @@ async def keep_vectors(service: Service) -> None:
         await asyncio.sleep(LOOK_S)
         runtime = service.loaded
         catalogue = None if runtime is None else runtime.catalogue
-        if catalogue is None or catalogue.is_kept:
+        if catalogue is None:
             continue
         try:
+            if catalogue.is_kept:
+                continue
             # Changes wait meanwhile, searches do not.
             await asyncio.to_thread(catalogue.save)
         except (LesionError, OSError) as error:
