@@ -124,7 +124,9 @@ def real(options: argparse.Namespace) -> None:
     source, target = Cohort.open(options.source), Cohort.open(options.target)
     rows = load_rows(target, SPLITS, target.info.labels)
     rows = rows.take(rows.label >= 0)
-    resampling = Resampling(rows.group_id)
+    known = rows.malignant >= 0
+    told = rows.take(known)
+    resampling, of_told = Resampling(rows.group_id), Resampling(told.group_id)
     draws: dict[str, dict[str, Draws]] = {}
     for way, full in WAYS.items():
         run = options.run if full is None else options.folder / way
@@ -132,17 +134,14 @@ def real(options: argparse.Namespace) -> None:
             resume = may_resume(run)
             moved = {"source": source, "full": full, "epochs": options.epochs, "resume": resume}
             adapt(options.run, target, run, **moved)
-        towers, config, schema = (
-            load_towers(run),
-            read_run_config(run),
-            read_info(run).record_schema,
-        )
+        info, config, towers = read_info(run), read_run_config(run), load_towers(run)
+        schema = info.record_schema
         if full is None:
             # Columns and categories that it never saw have tokens that nothing trained.
             set_seed(config.seed)
             joined = join_schemas(schema, target.schema, rows.take(rows.split == "train"))
-            labels = len(read_info(run).labels)
-            towers, schema = grow(towers, config, schema, joined, labels=labels), joined
+            towers = grow(towers, config, schema, joined, labels=len(info.labels))
+            schema = joined
         features = frozen_features(towers, target, rows, config, schema)
         both = np.concatenate([features.image, features.record], axis=1)
         seen = {"image": features.image, "record": features.record, "image + record": both}
@@ -151,15 +150,9 @@ def real(options: argparse.Namespace) -> None:
             said = folded(values, rows.label, rows.group_id)
             right = balanced_accuracy_of(rows.label, said.argmax(1))
             draws[way][f"balanced {name}"] = resampling.draws(right)
-            known = rows.malignant >= 0
-            suspicion = folded(
-                values[known],
-                rows.malignant[known],
-                [group for group, is_known in zip(rows.group_id, known, strict=True) if is_known],
-            )[:, 1]
-            alone = Resampling([rows.group_id[i] for i in np.flatnonzero(known)])
-            auroc = auroc_of(rows.malignant[known] == 1, suspicion)
-            draws[way][f"malignant AUROC {name}"] = alone.draws(auroc)
+            suspicion = folded(values[known], told.malignant, told.group_id)[:, 1]
+            auroc = auroc_of(told.malignant == 1, suspicion)
+            draws[way][f"malignant AUROC {name}"] = of_told.draws(auroc)
     names = list(draws["none"])
     groups = len(set(rows.group_id))
     print(f"{len(rows)} images of {groups} patients of {target.info.name}\n")

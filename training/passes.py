@@ -63,6 +63,8 @@ class Passes:
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(self._kept["cuda"])
         passes: int = self._kept["passes"]
+        # As large as the weights and the optimiser: not held while the rest trains.
+        self._kept = None
         return passes
 
     def save(self, passes: int, parts: Mapping[str, Stateful], rng: np.random.Generator) -> None:

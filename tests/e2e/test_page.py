@@ -20,7 +20,6 @@ from service.ledger.database import open_ledger
 from service.ledger.keys import ApiKeys
 from service.models import Models
 from service.runtime import Runtime
-from service.server import DrainingServer
 from service.settings import Settings
 from tests.fakes import (
     BLUE,
@@ -34,6 +33,8 @@ from tests.fakes import (
     make_novelty,
     write_catalogue,
 )
+from tests.service.test_connections import serving as draining
+from tests.service.test_scheduling import wait_for
 
 pytestmark = pytest.mark.slow
 WAIT_S = 10
@@ -63,9 +64,11 @@ def serving(settings: Settings, runtime: Runtime) -> Iterator[str]:
     while not server.started:
         time.sleep(0.02)
     (listener,) = server.servers[0].sockets
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(WAIT_S)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -328,34 +331,25 @@ def test_a_browser_that_is_turned_away_before_its_upload_is_read_shows_why(
     noise = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     assert (tmp_path / "large.png").stat().st_size > 5_000_000
-    settings = Settings(log_level="error", max_concurrency=1, max_queue=0)
-    app = create_app(settings, runtime)
-    server, door = DrainingServer(app, settings), socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([door],))
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    host, port = door.getsockname()
-    opened.goto(f"http://{host}:{port}")
-    expect(opened.locator("body[data-ready]")).to_be_attached()
-    panel = opened.locator("#panel-lesion")
-    panel.locator("input[type=file]").set_input_files(tmp_path / "large.png")
-    button = panel.get_by_role("button", name="Assess lesion")
-    with socket.create_connection((host, port)) as slow:
-        head = f"POST /embed HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
-        slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
-        while not app.state.service.scheduler.admitted:
-            time.sleep(0.02)
+    app = create_app(Settings(log_level="error", max_concurrency=1, max_queue=0), runtime)
+    scheduler = app.state.service.scheduler
+    with draining(app) as (_, port):
+        opened.goto(f"http://127.0.0.1:{port}")
+        expect(opened.locator("body[data-ready]")).to_be_attached()
+        panel = opened.locator("#panel-lesion")
+        panel.locator("input[type=file]").set_input_files(tmp_path / "large.png")
+        button = panel.get_by_role("button", name="Assess lesion")
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            head = "POST /embed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+            slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
+            wait_for(lambda: scheduler.admitted == 1)
+            button.click()
+            refused = panel.get_by_role("alert").filter(has_text="expected at most 1 requests")
+            expect(refused).to_be_visible()
+        wait_for(lambda: scheduler.admitted == 0)
         button.click()
-        refused = panel.get_by_role("alert").filter(has_text="expected at most 1 requests")
-        expect(refused).to_be_visible()
-    while app.state.service.scheduler.admitted:
-        time.sleep(0.02)
-    button.click()
-    expect(refused).to_be_hidden()
-    expect(panel.get_by_role("heading").first).to_be_visible()
-    server.should_exit = True
-    thread.join(WAIT_S)
+        expect(refused).to_be_hidden()
+        expect(panel.get_by_role("heading").first).to_be_visible()
 
 
 def test_a_service_that_lets_everybody_in_says_so(opened: Page, runtime: Runtime) -> None:

@@ -1,6 +1,7 @@
 """A service on fakes: three colours, a patient for each, and what is known of them."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 from bundle.calibration import Extrapolation
 from index.catalogue import Catalogue
 from service.app import create_app
+from service.ledger.erasures import Erasures
 from service.models import Models
 from service.runtime import Runtime
 from service.settings import Settings
@@ -89,6 +91,13 @@ def make_app(make_runtime: Callable[..., Runtime]) -> Callable[..., FastAPI]:
 def client(make_app: Callable[..., FastAPI]) -> Iterator[TestClient]:
     with TestClient(make_app()) as opened:
         yield opened
+
+
+@pytest.fixture
+def erasures(tmp_path: Path) -> Iterator[Erasures]:
+    opened = Erasures(tmp_path / "ledger")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

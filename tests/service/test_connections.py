@@ -48,9 +48,11 @@ def serving(
     thread.start()
     while not opened.started:
         time.sleep(0.01)
-    yield opened, port
-    opened.should_exit = True
-    thread.join(30)
+    try:
+        yield opened, port
+    finally:
+        opened.should_exit = True
+        thread.join(30)
     assert not thread.is_alive()
 
 

@@ -3,7 +3,6 @@
 import hmac
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,13 +48,6 @@ def ids(catalogue: Catalogue) -> set[str]:
 def held(folder: Path) -> set[str]:
     with reopen(folder) as catalogue:
         return ids(catalogue)
-
-
-@pytest.fixture
-def erasures(tmp_path: Path) -> Iterator[Erasures]:
-    opened = Erasures(tmp_path / "ledger")
-    yield opened
-    opened.close()
 
 
 def test_a_backup_that_is_put_back_is_erased_again(

@@ -105,6 +105,18 @@ def tokens_of(
         return tower.tokens(encoded, present)[:, place]
 
 
+def assert_same_towers(run: Path, other: Path) -> None:
+    first, second = load_file(run / TOWERS), load_file(other / TOWERS)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def flat_cohort(folder: Path) -> Cohort:
+    """The squares without patient ids, every field the lesion's."""
+    fields = tuple(field.model_copy(update={"level": "lesion"}) for field in SCHEMA.fields)
+    images = list(squares(with_ids=False))
+    return write_cohort(folder / "flat", images, schema=FieldSchema(fields=fields))
+
+
 def test_a_run_adapts_to_new_columns_and_says_what_it_forgot(
     pretrained: Path, cohort: Cohort, tmp_path: Path
 ) -> None:
@@ -117,8 +129,7 @@ def test_a_run_adapts_to_new_columns_and_says_what_it_forgot(
     assert read_info(tmp_path / "run") == info
     again = adapt(pretrained, grown, tmp_path / "again", source=cohort)
     assert again.forgetting == info.forgetting
-    first, second = (load_file(tmp_path / name / TOWERS) for name in ("run", "again"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_towers(tmp_path / "run", tmp_path / "again")
 
 
 def test_full_adaptation_moves_attention_too(
@@ -158,23 +169,16 @@ def test_a_run_with_patients_moves_to_a_cohort_without(
     pretrained: Path, lesion_cohort: Cohort, tmp_path: Path
 ) -> None:
     """What is the patient's in the run stays so, where the cohort holds it of its lesions."""
-    fields = tuple(field.model_copy(update={"level": "lesion"}) for field in SCHEMA.fields)
-    images = list(squares(with_ids=False))
-    cohort = write_cohort(tmp_path / "flat", images, schema=FieldSchema(fields=fields))
+    cohort = flat_cohort(tmp_path)
     adapted = adapt(pretrained, cohort, tmp_path / "run")
     assert adapted.record_schema == read_info(pretrained).record_schema
     expected = adapt(pretrained, lesion_cohort, tmp_path / "same")
     assert adapted.record_schema == expected.record_schema
-    first, second = (load_file(tmp_path / name / TOWERS) for name in ("run", "same"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_towers(tmp_path / "run", tmp_path / "same")
 
 
-def test_a_run_without_patients_moves_to_a_cohort_with_them(
-    lesion_cohort: Cohort, cohort: Cohort, tmp_path: Path
-) -> None:
-    fields = tuple(field.model_copy(update={"level": "lesion"}) for field in SCHEMA.fields)
-    images = list(squares(with_ids=False))
-    flat = write_cohort(tmp_path / "flat", images, schema=FieldSchema(fields=fields))
+def test_a_run_without_patients_moves_to_a_cohort_with_them(cohort: Cohort, tmp_path: Path) -> None:
+    flat = flat_cohort(tmp_path)
     pretrain(flat, tiny_config(), tmp_path / "source")
     adapted = adapt(tmp_path / "source", cohort, tmp_path / "run")
     assert {field.level for field in adapted.record_schema.fields} == {"lesion"}
