@@ -45,6 +45,11 @@ class ImageSettings(Section):
     blocks: Count = Field(12, description="transformer blocks, from scratch only")
     heads: Count = Field(6, description="attention heads, from scratch only")
     drop_path: Share = Field(0.0, description="stochastic depth rate, of DINOv2 only")
+    views: Literal[1, 2, 4] = Field(
+        1,
+        description="features are the mean over a picture (1), its mirror image (2), and both of "
+        "them upside down (4), at so many times the cost; while the tower trains, over one",
+    )
     checkpoint_gradients: bool = Field(
         False,
         description="compute a block's activations again in the backward pass: less memory, more "

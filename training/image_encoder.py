@@ -50,6 +50,7 @@ class ImageEncoder(nn.Module):
         # The patch embedding counts as block -1: it is kept only where a block after it is.
         self.first_trainable = settings.frozen_blocks or -1
         self.readout = settings.readout
+        self.views = settings.views
         self.set_trainable(True)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("basis", torch.eye(width))
@@ -80,15 +81,29 @@ class ImageEncoder(nn.Module):
         return encoded
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (N, D) features of (N, 3, H, W) prepared images."""
-        tokens: torch.Tensor = self.backbone(pixels).last_hidden_state
+        """Return (N, D) features of (N, 3, H, W) prepared images.
+
+        In evaluation mode the mean over `image.views`: a lesion has no left and no top, and what a
+        network makes of its mirror images differs by chance.
+        """
+        views = 1 if self.training else self.views
+        tokens: torch.Tensor = self.backbone(mirrored(pixels, views)).last_hidden_state
         feature = tokens[:, 0] if self.readout == "class" else tokens[:, 1:].mean(1)
+        if views > 1:
+            feature = feature.unflatten(0, (views, -1)).mean(0)
         return (feature - self.centre) @ self.basis
 
     def set_trainable(self, trainable: bool) -> None:
         """Let the tower train, but for the blocks that are to stay as the checkpoint has them."""
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(trainable and block_of(name) >= self.first_trainable)
+
+
+def mirrored(pixels: torch.Tensor, views: int) -> torch.Tensor:
+    """Return (views * N, 3, H, W): N images, their mirror images, and all of them upside down."""
+    for axis in (3, 2)[: views.bit_length() - 1]:
+        pixels = torch.cat([pixels, pixels.flip(axis)])
+    return pixels
 
 
 def block_of(parameter: str) -> float:

@@ -1,9 +1,12 @@
+import copy
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -27,6 +30,7 @@ from training.data import Squares, load_rows
 from training.encoders import TorchEncoders
 from training.features import embed_rows, record_features
 from training.heads import Classifier
+from training.image_encoder import ImageEncoder
 from training.model import Slimp
 from training.run import SEEN, read_info, read_run_config, read_seen
 
@@ -133,6 +137,20 @@ def test_the_number_of_lesions_and_of_rows_is_free(
     fields = onnx_encoders.manifest.record_schema.at("lesion")
     encoded = encode_records([{}] * count, fields)
     assert onnx_encoders.embed_records(encoded, "lesion").shape == (count, 16)
+
+
+def test_mirror_images_are_in_the_graph_for_any_number_of_pictures(graphs: list[Graph]) -> None:
+    tower = copy.deepcopy(graphs[0].module)
+    assert isinstance(tower, ImageEncoder)
+    tower.views = 4
+    graph = dataclasses.replace(graphs[0], module=tower)
+    session = onnxruntime.InferenceSession(to_onnx(graph))
+    for count in (1, 2, 5):
+        (pixels,) = graph.example(count, torch.Generator().manual_seed(count))
+        (answer,) = session.run(None, {"pixels": pixels.numpy()})
+        with torch.inference_mode():
+            np.testing.assert_allclose(answer, tower(pixels).numpy(), atol=1e-5)
+        assert not np.allclose(answer, graphs[0].module(pixels).detach().numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(

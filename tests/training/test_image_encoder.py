@@ -72,6 +72,20 @@ def test_a_tower_from_scratch_answers_with_its_width_less_the_centre() -> None:
     torch.testing.assert_close(encoder(pixels(16)), features - 2)
 
 
+@pytest.mark.parametrize(("views", "axes"), [(2, [(), (3,)]), (4, [(), (3,), (2,), (2, 3)])])
+def test_mirror_images_answer_together_but_train_alone(
+    checkpoint: Path, views: int, axes: list[tuple[int, ...]]
+) -> None:
+    alone = build_image_encoder(settings_of(checkpoint)).eval()
+    encoder = build_image_encoder(settings_of(checkpoint, views=views)).eval()
+    encoder.load_state_dict(alone.state_dict())
+    encoder.centre.fill_(2)
+    expected = torch.stack([alone(pixels(SIDE).flip(each)) for each in axes]).mean(0) - 2
+    torch.testing.assert_close(encoder(pixels(SIDE)), expected)
+    torch.testing.assert_close(encoder(pixels(SIDE).flip(axes[-1])), expected)
+    torch.testing.assert_close(encoder.train()(pixels(SIDE)), alone(pixels(SIDE)) - 2)
+
+
 def test_a_checkpoint_keeps_its_weights_and_its_answers_before_the_readout(
     checkpoint: Path,
 ) -> None:
