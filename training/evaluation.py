@@ -292,7 +292,8 @@ class Judging:
             "near_duplicates": self._find_near_duplicates(squares),
         }
         pages = self._pages(frozen, squares, embeddings, judged, guessed)
-        return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers, pages)
+        draws = {name: scored.draws for name, scored in judged.scored.items()}
+        return Evaluation(metrics, self.rows, self.raw, self.truth, judged.answers, draws, pages)
 
     def _guess(self, embeddings: FloatArray, path: Path | None) -> Guessed | None:
         if path is None:

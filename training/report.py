@@ -1,4 +1,8 @@
-"""What an evaluation leaves behind: `metrics.json`, `report.md`, `predictions.csv` and plots."""
+"""What an evaluation leaves behind: `metrics.json`, `report.md`, `predictions.csv` and plots.
+
+`draws.npz` holds the resampled values of every condition's figures, by "condition/figure": what
+`slimp compare` makes paired intervals of.
+"""
 
 import csv
 import json
@@ -9,15 +13,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bundle.arrays import write_arrays
 from bundle.manifest import RESEARCH_USE
 from training.conditions import Answers
 from training.data import Rows
 from training.plots import draw_plots
+from training.resampling import Draws
 from training.scores import Raw, Truth
 
 METRICS = "metrics.json"
 REPORT = "report.md"
 PREDICTIONS = "predictions.csv"
+DRAWS = "draws.npz"
 PREDICTED = ("image", "given")
 TITLES = {
     "balanced_accuracy": "Balanced accuracy",
@@ -49,6 +56,7 @@ class Evaluation:
     raw: Raw
     truth: Truth
     answers: dict[str, Answers]
+    draws: dict[str, dict[str, Draws]]
     pages: dict[str, Figure]
 
     def with_metrics(self, metrics: dict[str, Any]) -> "Evaluation":
@@ -61,6 +69,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
     text = json.dumps(metrics, indent=1, allow_nan=False)
     (folder / METRICS).write_text(text + "\n", encoding="utf-8")
     _write_predictions(folder / PREDICTIONS, evaluation)
+    draws = {f"{k}/{name}": v for k, own in evaluation.draws.items() for name, v in own.items()}
+    (folder / DRAWS).write_bytes(write_arrays(draws))
     plots = draw_plots(
         folder,
         {name: answered.probabilities for name, answered in evaluation.answers.items()},

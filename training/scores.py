@@ -235,7 +235,12 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
             continue
         draws[name] = question.draws(probabilities)
         figures[name] = estimate(draws[name])
-    figures |= _rare_figures(truth, probabilities)
+    asked = truth.questions["malignant_auroc"]
+    if isinstance(asked, str):
+        figures |= dict.fromkeys(RARE, null(asked))
+    else:
+        draws |= _rare_draws(asked, probabilities)
+        figures |= {name: estimate(draws[name]) for name in RARE}
     if isinstance(truth.labelled, str):
         reason = null(truth.labelled)
         names = [n for n in MEANING if n not in figures and n != "malignant_auroc_without_akiec"]
@@ -251,11 +256,8 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
     return Scored(draws, {**figures, "labels": labels})
 
 
-def _rare_figures(truth: Truth, probabilities: FloatArray) -> dict[str, Estimate]:
-    """Return the figures of malignancy that mean something where it is rare."""
-    question = truth.questions["malignant_auroc"]
-    if isinstance(question, str):
-        return dict.fromkeys(RARE, null(question))
+def _rare_draws(question: Question, probabilities: FloatArray) -> dict[str, Draws]:
+    """Return the draws of what means something where malignancy is rare."""
     asked = question.positive, question.score(probabilities)
     statistics = (
         average_precision_of(*asked),
@@ -263,7 +265,7 @@ def _rare_figures(truth: Truth, probabilities: FloatArray) -> dict[str, Estimate
         sensitivity_of(*asked, specificity=SPECIFICITY),
     )
     return {
-        name: estimate(question.resampling.draws(statistic))
+        name: question.resampling.draws(statistic)
         for name, statistic in zip(RARE, statistics, strict=True)
     }
 

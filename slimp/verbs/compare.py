@@ -7,10 +7,15 @@ from typer import Argument, Option
 
 
 def compare(
-    evaluations: Annotated[list[Path], Argument(help="folders that slimp evaluate wrote")],
+    evaluations: Annotated[
+        list[str],
+        Argument(
+            help="folders that slimp evaluate wrote; NAME=FOLDER,FOLDER makes one row of seeds"
+        ),
+    ],
     out: Annotated[Path | None, Option(help="a Markdown file to write as well")] = None,
 ) -> None:
-    """Print the main figures of several evaluations side by side."""
+    """Print the main figures of several evaluations, and their differences from the first."""
     from slimp.console import say
     from training.comparison import compare_evaluations
 
