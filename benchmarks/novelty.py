@@ -1,0 +1,105 @@
+"""Does the novelty score tell what the model knows from what it does not?
+
+    python -m benchmarks.novelty MODEL COHORT --other COHORT [--other COHORT]
+
+The score (distance to the training lesions, `bundle/novelty.py`) of COHORT's test split, which
+training did not see, beside every picture of the other cohorts: the AUROC between them, and the
+share that a service would call unlike its training lesions. Then COHORT's test split itself, by
+the score: whether answers are worse where it is high. MODEL is a fitted run or a bundle. Intervals
+resample groups.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cohort.cohort import Cohort
+from cohort.splits import SPLITS
+from training.conditions import absent, answer
+from training.data import Rows, Squares, load_rows
+from training.features import FloatArray, embed_rows
+from training.fitted import FittedModel, open_fitted
+from training.metrics import balanced_decision
+from training.report import show
+from training.resampling import Resampling, auroc_of, balanced_accuracy_of, estimate, mean_of
+
+PARTS = 4
+
+
+def scores_of(
+    model: FittedModel, cohort: Cohort, splits: Sequence[str]
+) -> tuple[Rows, FloatArray, FloatArray]:
+    """Return a cohort's N rows, their (N, D) embeddings and (N,) novelty scores."""
+    if model.novelty is None:
+        raise SystemExit("expected a model with a novelty score, this bundle has none")
+    rows = load_rows(cohort, splits, model.labels)
+    embeddings = embed_rows(model.encoders, Squares(cohort, rows, model.image_input))
+    return rows, embeddings, model.novelty.score(embeddings)
+
+
+def compare_cohorts(model: FittedModel, own: Cohort, others: Sequence[Cohort]) -> None:
+    """Print a row a cohort."""
+    rows, _, known = scores_of(model, own, ["test"])
+    groups = [f"own {group}" for group in rows.group_id]
+    threshold = model.calibration.novelty_threshold
+    flagged = Resampling(groups).draws(mean_of(known > threshold))
+    print("| | images | AUROC against the first | called unlike |\n| --- | --- | --- | --- |")
+    print(f"| {own.info.name}, test | {len(rows)} | | {show(estimate(flagged))} |", flush=True)
+    for number, cohort in enumerate(others):
+        strange, _, score = scores_of(model, cohort, SPLITS)
+        theirs = [f"{number} {group}" for group in strange.group_id]
+        both = Resampling([*groups, *theirs])
+        apart = both.draws(
+            auroc_of(
+                np.repeat([False, True], [len(known), len(score)]), np.concatenate([known, score])
+            )
+        )
+        flagged = Resampling(theirs).draws(mean_of(score > threshold))
+        cells = [
+            cohort.info.name,
+            str(len(strange)),
+            show(estimate(apart)),
+            show(estimate(flagged)),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def by_score(model: FittedModel, own: Cohort) -> None:
+    """Print the answers' figures of quarters of the test split, most ordinary first."""
+    rows, embeddings, score = scores_of(model, own, ["test"])
+    answered = answer(model, embeddings, absent(rows.records), "missing").probabilities
+    decided = balanced_decision(answered, model.prior)
+    likeliest = answered.argmax(1)
+    edges = np.quantile(score, np.linspace(0, 1, PARTS + 1))
+    part: npt.NDArray[np.int64] = np.clip(np.searchsorted(edges, score, "right") - 1, 0, PARTS - 1)
+    print("\n| novelty | images | accuracy, most probable label | balanced accuracy |")
+    print("| --- | --- | --- | --- |")
+    for number in range(PARTS):
+        mine = np.flatnonzero((part == number) & (rows.label >= 0))
+        resampling = Resampling([rows.group_id[i] for i in mine])
+        label = rows.label[mine]
+        right = resampling.draws(mean_of(label == likeliest[mine]))
+        balanced = resampling.draws(balanced_accuracy_of(label, decided[mine]))
+        name = f"quarter {number + 1}"
+        cells = [name, str(len(mine)), show(estimate(right)), show(estimate(balanced))]
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("--other", type=Path, action="append", required=True)
+    options = parser.parse_args()
+    model, own = open_fitted(options.model), Cohort.open(options.cohort)
+    compare_cohorts(model, own, [Cohort.open(path) for path in options.other])
+    by_score(model, own)
+
+
+if __name__ == "__main__":
+    main()
