@@ -76,8 +76,6 @@ from training.sampler import PatientBatches
 from training.whitening import Whitening, fit_whitening
 
 FloatArray = npt.NDArray[np.float32]
-# Share of calibration lesions that the novelty threshold calls unlike the training lesions.
-NOVEL_SHARE = 0.005
 
 
 def fit(
@@ -339,7 +337,7 @@ class Fitting:
             prevalence={k: float(p) for k, p in zip(self.labels, prior, strict=True)},
             quality=fit_quality(measure_rows(self.cohort, cal.rows), self.config.image.size_px),
             novelty_threshold=float(
-                np.quantile(self.novelty.score(cal.embeddings), 1 - NOVEL_SHARE)
+                np.quantile(self.novelty.score(cal.embeddings), 1 - self.config.fit.novel_share)
             ),
             extrapolation=extrapolation,
             oddness_quantiles=self._oddness(lesions),

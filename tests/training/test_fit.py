@@ -150,6 +150,21 @@ def test_features_are_centred_on_the_train_split(fitted: Path, cohort: Cohort) -
     assert np.median(novelty.score(features)) < calibration_of(fitted).novelty_threshold
 
 
+def test_so_many_calibration_images_as_asked_are_unlike_the_training_lesions(
+    pretrained: Path, fitted: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    run = with_settings(pretrained, tmp_path / "run", fit={"epochs": 1, "novel_share": 0.25})
+    fit(run, cohort, tmp_path / "fitted")
+    rows = load_rows(cohort, ["cal"], LABELS)
+    squares = Squares(cohort, rows, read_run_config(fitted).image.input)
+    novelty = NoveltyModel.from_bytes((tmp_path / "fitted/novelty.npz").read_bytes())
+    scores = novelty.score(embed_rows(load_encoders(tmp_path / "fitted"), squares))
+    unlike = scores > calibration_of(tmp_path / "fitted").novelty_threshold
+    assert unlike.mean() == pytest.approx(0.25, abs=1 / len(rows))
+    few = scores > calibration_of(fitted).novelty_threshold
+    assert few.sum() <= 1
+
+
 def test_fitting_changes_neither_the_image_tower_nor_the_run_it_reads(
     fitted: Path, pretrained: Path
 ) -> None:
