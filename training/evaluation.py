@@ -45,6 +45,7 @@ from training.fitted import FittedModel, open_fitted
 from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
 from training.harm import harm_and_help, worst_harms
 from training.missing_figures import blanked, indicators_alone
+from training.occlusion import occlusion_page
 from training.pages import attention_page, frozen_pages, harm_page
 from training.progress import StageReport, silent
 from training.report import PREDICTED, Evaluation, write_report
@@ -466,6 +467,8 @@ class Judging:
         if isinstance(self.fitted.encoders, TorchEncoders):
             page = attention_page(self.fitted.encoders.towers.image, squares, self.rows)
             pages["attention.png"] = page
+        if self.fitted.malignant.any():
+            pages["occlusion.png"] = occlusion_page(self.fitted, squares, self.rows)
         return pages
 
     def _harms(

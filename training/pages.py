@@ -106,14 +106,14 @@ def retrieval_page(
     grid = figure.subplots(len(chosen), columns, squeeze=False)
     for line, i in zip(grid, chosen, strict=True):
         found = nearest.row[i].tolist()
-        _tile(line[0], squares.read([i])[0], labels[rows.label[i]], "black")
+        tile(line[0], squares.read([i])[0], labels[rows.label[i]], "black")
         for axes, row, cosine, hit in zip(
             line[1:], found, nearest.cosine[i], right[i], strict=True
         ):
             label = int(reference_rows.label[row])
             name = labels[label] if label >= 0 else "no label"
             picture = reference.read([row])[0]
-            _tile(axes, picture, f"{name} {cosine:.2f}", HIT if hit else MISS)
+            tile(axes, picture, f"{name} {cosine:.2f}", HIT if hit else MISS)
     figure.suptitle("Query, and the lesions nearest to it (cosine)", fontsize=10)
     return figure
 
@@ -127,7 +127,7 @@ def _some_of_each(right: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) ->
     return chosen
 
 
-def _tile(axes: Any, picture: Picture, title: str, colour: str) -> None:
+def tile(axes: Any, picture: Picture, title: str, colour: str) -> None:
     axes.imshow(picture)
     axes.set_title(title, fontsize=7, color=colour)
     axes.set(xticks=[], yticks=[])
@@ -196,8 +196,8 @@ def attention_page(tower: ImageEncoder, squares: Squares, rows: Rows) -> Figure:
     figure = Figure(figsize=(2 * len(chosen), 4.4), layout="constrained")
     grid = figure.subplots(2, len(chosen), squeeze=False)
     for i, (picture, looked) in enumerate(zip(pictures, maps, strict=True)):
-        _tile(grid[0, i], picture, rows.image_id[chosen[i]], "black")
-        _tile(grid[1, i], picture, "", "black")
+        tile(grid[0, i], picture, rows.image_id[chosen[i]], "black")
+        tile(grid[1, i], picture, "", "black")
         side = picture.shape[0]
         grid[1, i].imshow(
             looked, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="bilinear"
