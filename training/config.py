@@ -200,6 +200,11 @@ class AugmentSettings(Section):
 class FitSettings(Section):
     """Heads on the encoders: classifier, calibration, context model."""
 
+    size_px: Count | None = Field(
+        None,
+        description="input side from here on, resize_px growing with it; none keeps that of "
+        "pre-training, which fewer pixels make cheaper",
+    )
     tune_image: bool = Field(False, description="fine-tune the image tower with the classifier")
     tune_epochs: Count = Field(4, description="passes over the images while fine-tuning")
     tune_batch: Count = Field(32, description="images in a batch while fine-tuning")
@@ -306,6 +311,14 @@ class Config(Section):
         if self.objective.image_weight and name in ("simclr", "mae"):
             raise ValueError(f"objective.image_weight adds nothing to {name}: set it to 0")
         return self
+
+    def fitted(self) -> Self:
+        """Return what holds from fitting on: images at `fit.size_px`, cropped by the same share."""
+        if self.fit.size_px is None:
+            return self
+        size, image = self.fit.size_px, self.image
+        sides = {"size_px": size, "resize_px": round(image.resize_px * size / image.size_px)}
+        return self.model_copy(update={"image": image.model_copy(update=sides)})
 
     def sha256(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

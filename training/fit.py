@@ -97,17 +97,19 @@ def fit(
     """
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} exists: name another folder")
-    info, config = read_info(run), read_run_config(run)
+    info, config = read_info(run), read_run_config(run).fitted()
     set_seed(config.seed)
-    towers = load_towers(run).to(best_device())
+    towers = load_towers(run)
+    towers.image.read_at(config.image.size_px)
+    towers.to(best_device())
     partial = out.with_name(f"{out.name}.partial")
     passes = Passes(partial / "passes.pt", _key(run, cohort), resume=resume)
     fitting = Fitting(towers, info.record_schema, config, cohort, report, passes)
     _refuse_seen(info, fitting.cal)
     fitting.fit()
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copyfile(run / name, out / name)
+    write_json(out / "config.json", config.model_dump(mode="json"))
+    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
     fitting.write(out)
     seen = SeenGroups.of({*fitting.train.group_id, *fitting.cal.group_id})
     known = {source.name for source in info.data}

@@ -93,6 +93,15 @@ class ImageEncoder(nn.Module):
             feature = feature.unflatten(0, (views, -1)).mean(0)
         return (feature - self.centre) @ self.basis
 
+    def read_at(self, size_px: int) -> None:
+        """Take images of another side from now on, by interpolating the position table.
+
+        Raises:
+            InvalidSettings: no whole number of patches fills the side.
+        """
+        if size_px != self.backbone.config.image_size:
+            _set_input_size(self.backbone, size_px)
+
     def set_trainable(self, trainable: bool) -> None:
         """Let the tower train, but for the blocks that are to stay as the checkpoint has them."""
         for name, parameter in self.backbone.named_parameters():
@@ -226,7 +235,8 @@ def _set_input_size(backbone: PreTrainedModel, size_px: int) -> None:
     patch_px = backbone.config.patch_size
     if size_px % patch_px:
         raise InvalidSettings(
-            f"image.size_px: expected a multiple of the patch side {patch_px}, got {size_px}"
+            f"image.size_px and fit.size_px: expected multiples of the patch side {patch_px}, got "
+            f"{size_px}"
         )
     table: torch.Tensor = backbone.embeddings.position_embeddings.data
     side, old = size_px // patch_px, round((table.shape[1] - 1) ** 0.5)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bundle.calibration import CONDITIONS, Calibration, Condition
-from bundle.errors import TrainingError
+from bundle.errors import InvalidSettings, TrainingError
 from bundle.fields import FieldSchema, Record
 from bundle.images import ImageInput, decode_image, prepare_image
 from bundle.novelty import NoveltyModel
@@ -33,6 +33,7 @@ from training.data import Squares, fit_schema, load_rows
 from training.encoders import load_encoders
 from training.features import Modality, classify_rows, embed_rows, record_features
 from training.fit import fit
+from training.fitted import open_fitted
 from training.heads import Classifier
 from training.model import Slimp
 from training.passes import Passes
@@ -295,6 +296,28 @@ def test_pictures_may_be_augmented_otherwise_while_fine_tuning(
     run = with_settings(without_patients.parent / "run", tmp_path / "run", fit=settings)
     fit(run, lesion_cohort, tmp_path / "fitted")
     assert [settings.min_crop for settings in used] == [0.9]
+
+
+def test_pictures_may_be_read_at_another_size_from_fitting_on(
+    pretrained: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    before = read_run_config(pretrained).image
+    size = before.size_px + before.patch_px
+    tuned = {"epochs": 1, "tune_image": True, "tune_epochs": 1, "tune_batch": 16, "size_px": size}
+    run = with_settings(pretrained, tmp_path / "run", fit=tuned)
+    fit(run, cohort, tmp_path / "fitted")
+    after = read_run_config(tmp_path / "fitted")
+    assert after.image.size_px == size
+    assert after.image.resize_px == round(before.resize_px * size / before.size_px)
+    assert after.fitted() == after
+    spec = open_fitted(tmp_path / "fitted").image_input
+    rows = load_rows(cohort, ["test"], LABELS)
+    features = embed_rows(load_encoders(tmp_path / "fitted"), Squares(cohort, rows, spec))
+    assert spec.size_px == size
+    assert features.shape == (len(rows), 16)
+    odd = with_settings(pretrained, tmp_path / "odd", fit={"size_px": size + 1})
+    with pytest.raises(InvalidSettings, match="expected multiples of the patch side"):
+        fit(odd, cohort, tmp_path / "out")
 
 
 def test_a_folder_that_is_taken_is_not_fitted_into(

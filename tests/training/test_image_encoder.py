@@ -115,6 +115,19 @@ def test_the_position_table_is_interpolated_to_another_size(checkpoint: Path, si
     assert other(pixels(size_px)).shape == (2, 16)
 
 
+def test_a_tower_that_reads_another_size_from_now_on_is_one_that_was_built_for_it(
+    checkpoint: Path,
+) -> None:
+    built = build_image_encoder(settings_of(checkpoint, 48)).eval()
+    grown = build_image_encoder(settings_of(checkpoint)).eval()
+    grown.backbone.layernorm.load_state_dict(built.backbone.layernorm.state_dict())
+    before = {k: v.clone() for k, v in grown.state_dict().items()}
+    grown.read_at(SIDE)
+    assert all(torch.equal(v, before[k]) for k, v in grown.state_dict().items())
+    grown.read_at(48)
+    torch.testing.assert_close(grown(pixels(48)), built(pixels(48)))
+
+
 def test_the_blocks_after_the_readout_are_not_built(checkpoint: Path) -> None:
     whole = build_image_encoder(settings_of(checkpoint))
     middle = build_image_encoder(settings_of(checkpoint, readout_block=2))
@@ -168,7 +181,7 @@ def test_what_a_tower_from_scratch_does_not_have_is_refused() -> None:
 
 
 def test_a_side_that_no_patches_fill_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(InvalidSettings, match=r"image\.size_px: expected a multiple.* 8, got 20"):
+    with pytest.raises(InvalidSettings, match=r"image\.size_px.*: expected multiples.* 8, got 20"):
         build_image_encoder(settings_of(checkpoint, 20))
 
 
