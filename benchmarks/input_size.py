@@ -47,14 +47,15 @@ ROUNDS = 15
 def config_at(size: int, source: str) -> Config:
     """Return the configuration of an encoder that stays as its checkpoint is."""
     config = read_config(CONFIG)
-    image = {"source": source, "size_px": size, "resize_px": size * 8 // 7}
+    image = {"source": source, "size_px": size, "resize_px": size * 8 // 7, "views": 1}
     still = {"steps": 1, "image_rate_scale": 0.0, "weight_decay": 0.0}
+    heads = {"tune_image": False, "size_px": None, "epochs": 30}
     return config.model_copy(
         update={
             "precision": "fp32",
             "image": config.image.model_copy(update=image),
             "optimiser": config.optimiser.model_copy(update=still),
-            "fit": config.fit.model_copy(update={"tune_image": False, "epochs": 30}),
+            "fit": config.fit.model_copy(update=heads),
         }
     )
 
