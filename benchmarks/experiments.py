@@ -3,16 +3,17 @@
     python -m benchmarks.experiments run FOLDER [--seeds 5] [--only nested lesion ...]
         [--size-px 32 --patch-px 8]
     python -m benchmarks.experiments report FOLDER
+    python -m benchmarks.experiments settings
 
 `run` makes the cohort once and then, seed by seed, one folder a cell: the pre-trained run and its
 `answers.npz`, the answers of probes on the frozen features to the held-out patients. A cell that is
 there is left alone; one that was cut off goes on from its last checkpoint. `report` prints the
 tables from the answers: mean over the seeds, intervals by resampling patients, differences paired.
+`settings` prints what all rows share that is no default, and in what they differ.
 """
 
 import argparse
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,12 +371,34 @@ def _differences(
         print(f"| {variant} | " + " | ".join(show(estimate(gap)) for gap in gaps) + " |")
 
 
+def flat(config: Config) -> dict[str, object]:
+    """Return the settings by section.name, the seed left out."""
+    found: dict[str, object] = {}
+    for name, value in config.model_dump(exclude={"seed", "fit"}).items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        found |= {f"{name}.{key}".rstrip("."): setting for key, setting in inner}
+    return found
+
+
+def print_settings() -> None:
+    """Print every setting that is no default, and those in which the rows differ."""
+    default = flat(Config())
+    rows = {v.name: flat(v.config(0, None, None)) for v in VARIANTS if v.trained}
+    differing = [k for k in default if len({str(row[k]) for row in rows.values()}) > 1]
+    first = next(iter(rows.values()))
+    shared = [k for k in default if k not in differing and first[k] != default[k]]
+    print("Shared by all: " + ", ".join(f"`{k} = {first[k]}`" for k in shared) + ".\n")
+    print(f"| | {' | '.join(differing)} |\n|{' --- |' * (len(differing) + 1)}")
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(str(row[k]) for k in differing)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("task", choices=["run", "report"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("task", choices=["run", "report", "settings"])
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size-px", type=int, help="side of the images, else the files'")
     parser.add_argument("--patch-px", type=int, help="side of a patch, else the files'")
@@ -383,9 +406,14 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.only) - {v.name for v in VARIANTS}:
         parser.error(f"expected {', '.join(v.name for v in VARIANTS)}, got {unknown.pop()}")
+    if options.task == "settings":
+        print_settings()
+        return
+    if options.folder is None:
+        parser.error("expected a folder")
     if options.task == "report":
         report(options.folder)
-        sys.exit(0)
+        return
     # No picture is enlarged.
     cohort = make_cohort(options.folder, max(IMAGE_PX, options.size_px or 0))
     for seed in range(options.seeds):
