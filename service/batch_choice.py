@@ -19,7 +19,8 @@ LEAST_GAIN = 1.05
 # for each other, awake, and take from decoding and answering what those leave to it; a batch also
 # begins only when its last picture is there.
 LEAST_WIDE_GAIN = 1.25
-ROUNDS = 4
+# Rounds of a trial: as many as fit into the time, from the fewest to the most.
+FEWEST_ROUNDS, MOST_ROUNDS, TRIAL_S = 2, 4, 0.2
 # Of each thread when runs of one picture are timed side by side: they do not all end together.
 RUNS_EACH = 2
 # How long a picture waits for company at most, where nobody said.
@@ -116,8 +117,8 @@ def _rate_side_by_side(encoders: Encoders, size_px: int, at_once: int, batch: in
 def _least_s(work: Callable[[], object]) -> float:
     """Return the seconds that the work takes once it is warm, and nothing else is in its way."""
     work()
-    took = []
-    for _ in range(ROUNDS):
+    took: list[float] = []
+    while len(took) < FEWEST_ROUNDS or (len(took) < MOST_ROUNDS and sum(took) < TRIAL_S):
         started = time.perf_counter()
         work()
         took.append(time.perf_counter() - started)

@@ -369,6 +369,24 @@ def rates_of(seconds: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Batc
     return measure_batching(Timed(), 4, 0.5)
 
 
+@pytest.mark.parametrize(("takes_s", "runs"), [(0.01, 5), (0.09, 4), (0.5, 3)])
+def test_a_slow_encoder_is_tried_in_fewer_rounds(
+    takes_s: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Read before and after each round.
+    clock = iter(np.arange(100) * takes_s)
+    monkeypatch.setattr("service.batch_choice.time.perf_counter", lambda: next(clock))
+    sizes: list[int] = []
+
+    class Counted(FakeEncoders):
+        def embed_images(self, pixels: FloatArray) -> FloatArray:
+            sizes.append(len(pixels))
+            return super().embed_images(pixels)
+
+    measure_batching(Counted(), 4, 0.5)
+    assert sizes.count(1) == runs
+
+
 @pytest.mark.parametrize(
     ("seconds", "chosen", "tried"),
     [
