@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bundle.cpus import available_cpus
 from bundle.errors import CatalogueError, InvalidSettings
 from bundle.fields import Record
 from bundle.images import ImageLimits
@@ -427,7 +426,7 @@ def load_runtime(settings: Settings) -> Runtime:
         raise InvalidSettings("SLIMP_CATALOGUE: expected a catalogue folder, it is not set")
     models = load_models(
         settings.bundle,
-        threads=settings.threads,
+        threads=settings.threads_each,
         variant=settings.variant,
         side_by_side=settings.max_batch == 0,
     )
@@ -455,7 +454,7 @@ def _queued(models: Models, settings: Settings) -> Models:
     """Return the models with the image encoder behind a queue, warm."""
     size_px, delay_ms = models.manifest.image_input.size_px, settings.batch_delay_ms
     delay_s = None if delay_ms is None else delay_ms / 1000
-    threads = settings.threads or available_cpus()
+    threads = settings.threads_each
     if settings.max_batch == 0:
         batching = measure_batching(
             models.encoders, size_px, delay_s, narrow=models.narrow, at_once=threads

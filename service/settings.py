@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from bundle.cpus import available_cpus
 from bundle.errors import InvalidSettings
 from bundle.images import ImageLimits
 
@@ -120,8 +121,8 @@ class Settings(BaseSettings):
     )
     threads: int = setting(
         0,
-        "threads within one inference; 0 takes the processors that this process may use, which a "
-        "container's quota bounds",
+        "threads within one inference; 0 takes each worker's share of the processors that this "
+        "process may use, which a container's quota bounds",
         unit="threads",
         ge=0,
         le=256,
@@ -255,6 +256,11 @@ class Settings(BaseSettings):
                 "SLIMP_CATALOGUE, beside which it then lies; got neither"
             )
         return self.catalogue.absolute().parent / "ledger"
+
+    @property
+    def threads_each(self) -> int:
+        """Threads of a worker: SLIMP_THREADS, or its share of the processors, 1 at least."""
+        return self.threads or max(1, available_cpus() // self.workers)
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -5,7 +5,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from bundle.calibration import Calibration, OperatingPoint
-from bundle.cpus import available_cpus
 from bundle.fields import MISSING_WORDS, Field
 from bundle.manifest import Variant
 from service.access.mode import OFF_BANNER, Mode
@@ -116,7 +115,7 @@ def _describe_variant(variant: Variant) -> VariantDescription:
 def _describe_scheduling(runtime: Runtime, settings: Settings) -> SchedulingDescription:
     batching = Batching() if runtime.batched is None else runtime.batched.batching
     return SchedulingDescription(
-        threads=settings.threads or available_cpus(),
+        threads=settings.threads_each,
         max_batch=batching.max_batch,
         at_once=batching.at_once,
         max_delay_ms=batching.max_delay_s * 1000,

@@ -66,3 +66,13 @@ def test_a_value_outside_its_bounds_is_refused_by_name(name: str, value: object)
 def test_the_context_model_must_hold_what_one_request_may_send() -> None:
     with pytest.raises(InvalidSettings, match="max_context_lesions"):
         read_settings({"max_context_lesions": 8}, environ={})
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "each"), [(0, 1, 6), (0, 4, 1), (0, 2, 3), (0, 9, 1), (5, 4, 5)]
+)
+def test_workers_share_the_processors(
+    threads: int, workers: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.settings.available_cpus", lambda: 6)
+    assert Settings(threads=threads, workers=workers).threads_each == each
