@@ -175,9 +175,11 @@ class BatchedEncoders:
         """Let go of pictures that nobody waits for any more."""
         with self._changed:
             for item in items:
-                item.answer.cancel()
-                with contextlib.suppress(ValueError):
-                    self._lanes[item.lane].remove(item)
+                # One that is answered waits in no lane: not to find it there is not free, since
+                # the error's text would hold its pixels.
+                if item.answer.cancel():
+                    with contextlib.suppress(ValueError):
+                        self._lanes[item.lane].remove(item)
 
     def embed_records(self, records: EncodedRecords, level: Level) -> FloatArray:
         """Return (N, D) float32 features of N encoded records of one level."""

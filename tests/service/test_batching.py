@@ -526,3 +526,14 @@ def test_company_is_awaited_as_long_as_one_picture_takes(monkeypatch: pytest.Mon
 )
 def test_a_header_asks_for_the_bulk_lane(priority: str | None, lane: Lane) -> None:
     assert lane_of(priority) == lane
+
+
+def test_an_answered_picture_is_not_looked_for_in_its_lane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`deque.remove` writes what it does not find into its error, with all its pixels."""
+    written: list[object] = []
+    monkeypatch.setattr("service.batching._Item.__repr__", lambda item: str(written.append(item)))
+    encoders = BatchedEncoders(FakeEncoders(), Batching(max_batch=2))
+    encoders.embed_images(np.zeros((3, 3, 4, 4), np.float32))
+    assert not written
