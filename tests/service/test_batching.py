@@ -533,7 +533,12 @@ def test_an_answered_picture_is_not_looked_for_in_its_lane(
 ) -> None:
     """`deque.remove` writes what it does not find into its error, with all its pixels."""
     written: list[object] = []
-    monkeypatch.setattr("service.batching._Item.__repr__", lambda item: str(written.append(item)))
+
+    def note(item: object) -> str:
+        written.append(item)
+        return ""
+
+    monkeypatch.setattr("service.batching._Item.__repr__", note)
     encoders = BatchedEncoders(FakeEncoders(), Batching(max_batch=2))
     encoders.embed_images(np.zeros((3, 3, 4, 4), np.float32))
     assert not written
