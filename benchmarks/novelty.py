@@ -4,7 +4,8 @@
 
 The score (distance to the training lesions, `bundle/novelty.py`) of COHORT's test split, which
 training did not see, beside every picture of the other cohorts: the AUROC between them, and the
-share that a service would call unlike its training lesions. Then COHORT's test split itself, by
+share that a service would call unlike its training lesions, with the model's own threshold and with
+those that `fit.novel_share` would put on COHORT's cal split. Then COHORT's test split itself, by
 the score: whether answers are worse where it is high. MODEL is a fitted run or a bundle. Intervals
 resample groups.
 """
@@ -27,6 +28,7 @@ from training.report import show
 from training.resampling import Resampling, auroc_of, balanced_accuracy_of, estimate, mean_of
 
 PARTS = 4
+SHARES = (0.02, 0.05)
 
 
 def scores_of(
@@ -42,29 +44,31 @@ def scores_of(
 
 def compare_cohorts(model: FittedModel, own: Cohort, others: Sequence[Cohort]) -> None:
     """Print a row a cohort."""
+    _, _, calibrating = scores_of(model, own, ["cal"])
+    thresholds = [
+        model.calibration.novelty_threshold,
+        *np.quantile(calibrating, 1 - np.array(SHARES)),
+    ]
+
+    def flagged(groups: Sequence[str], score: FloatArray) -> list[str]:
+        resampling = Resampling(groups)
+        return [show(estimate(resampling.draws(mean_of(score > each)))) for each in thresholds]
+
     rows, _, known = scores_of(model, own, ["test"])
     groups = [f"own {group}" for group in rows.group_id]
-    threshold = model.calibration.novelty_threshold
-    flagged = Resampling(groups).draws(mean_of(known > threshold))
-    print("| | images | AUROC against the first | called unlike |\n| --- | --- | --- | --- |")
-    print(f"| {own.info.name}, test | {len(rows)} | | {show(estimate(flagged))} |", flush=True)
+    header = ["", "images", "AUROC against the first", "called unlike"]
+    header += [f"at a share of {share:g}" for share in SHARES]
+    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    cells = [f"{own.info.name}, test", str(len(rows)), "", *flagged(groups, known)]
+    print(f"| {' | '.join(cells)} |", flush=True)
     for number, cohort in enumerate(others):
         strange, _, score = scores_of(model, cohort, SPLITS)
         theirs = [f"{number} {group}" for group in strange.group_id]
-        both = Resampling([*groups, *theirs])
-        apart = both.draws(
-            auroc_of(
-                np.repeat([False, True], [len(known), len(score)]), np.concatenate([known, score])
-            )
-        )
-        flagged = Resampling(theirs).draws(mean_of(score > threshold))
-        cells = [
-            cohort.info.name,
-            str(len(strange)),
-            show(estimate(apart)),
-            show(estimate(flagged)),
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        unlike = np.repeat([False, True], [len(known), len(score)])
+        both = np.concatenate([known, score])
+        apart = Resampling([*groups, *theirs]).draws(auroc_of(unlike, both))
+        cells = [cohort.info.name, str(len(strange)), show(estimate(apart))]
+        print(f"| {' | '.join([*cells, *flagged(theirs, score)])} |", flush=True)
 
 
 def by_score(model: FittedModel, own: Cohort) -> None:
