@@ -201,6 +201,14 @@ def test_a_run_of_some_steps_resumes_to_the_same_weights(cohort: Cohort, tmp_pat
     assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
 
 
+def test_mirror_images_change_no_weight_of_pre_training(cohort: Cohort, tmp_path: Path) -> None:
+    for views in (1, 2):
+        config = tiny_config(optimiser={"steps": 3}, image={"views": views})
+        pretrain(cohort, config, tmp_path / str(views))
+    alone, mirrored = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert [name for name in alone if not torch.equal(alone[name], mirrored[name])] == []
+
+
 def test_a_folder_that_is_taken_is_not_trained_into(pretrained: Path, cohort: Cohort) -> None:
     with pytest.raises(TrainingError, match="exists: name another folder, or go on with --resume"):
         pretrain(cohort, tiny_config(), pretrained)
