@@ -45,8 +45,10 @@ def test_the_vectors_are_on_disk_again_after_an_erasure(
     save = own.save
 
     def noted() -> None:
-        saved.append(own.revision)
         save()
+        # Known afterwards only: a look may fall between the file's leaving and the commit, for
+        # which saving then waits.
+        saved.append(own.revision)
 
     monkeypatch.setattr(own, "save", noted)
     assert own.is_kept
