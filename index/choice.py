@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -208,16 +209,24 @@ def _least_effort(
 def _tried(
     index: ApproximateIndex, queries: FloatArray, truth: list[Neighbours], recall: float
 ) -> Iterator[tuple[Effort, float, float]]:
-    """Yield efforts with their recall and seconds: at each depth, until one reaches the recall."""
+    """Yield efforts with their recall and seconds: at each depth, until one reaches the recall.
+
+    Then also the one between it and the last that did not.
+    """
+
+    def tried(effort: Effort) -> tuple[Effort, float, float]:
+        index.effort = effort
+        started = time.perf_counter()
+        found = index.proposed(queries, TUNED_K)
+        seconds = time.perf_counter() - started
+        return effort, recall_of(found, truth, TUNED_K), seconds
+
     for depth in DEPTHS:
-        for breadth in BREADTHS:
-            index.effort = Effort(breadth, depth)
-            started = time.perf_counter()
-            found = index.proposed(queries, TUNED_K)
-            seconds = time.perf_counter() - started
-            score = recall_of(found, truth, TUNED_K)
-            yield index.effort, score, seconds
+        for below, breadth in pairwise((BREADTHS[0], *BREADTHS)):
+            effort, score, seconds = tried(Effort(breadth, depth))
+            yield effort, score, seconds
             if score >= recall:
+                yield tried(Effort(round(math.sqrt(below * breadth)), depth))
                 break
 
 

@@ -1,5 +1,6 @@
 """Which index is chosen, what is written of it; a catalogue with one serves and changes."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 from bundle.encoder import unit_norm
 from bundle.errors import CatalogueError, CorruptCatalogue
 from index import cache, choice, gpu
-from index.approximate import ApproximateIndex
+from index.approximate import ApproximateIndex, Effort
 from index.catalogue import Catalogue, CatalogueLesion
 from index.choice import choose, factory_for
 from index.upkeep import verify
-from index.vectors import FlatIndex, FloatArray, IdArray
+from index.vectors import FlatIndex, FloatArray, IdArray, Neighbours
 
 MakeLesion = Callable[..., CatalogueLesion]
 MakeCatalogue = Callable[..., Catalogue]
@@ -157,3 +158,27 @@ def test_a_gpu_answers_what_no_filter_limits_and_is_copied_anew_after_a_change(
     assert gpu.runs_on_gpu(2048, is_filtered=False)
     assert not gpu.runs_on_gpu(2049, is_filtered=False)
     assert not gpu.runs_on_gpu(10, is_filtered=True)
+
+
+def test_the_effort_between_the_last_two_is_taken_where_it_reaches_the_recall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[Effort] = []
+
+    class Searched:
+        effort = Effort(1, 1)
+
+        def proposed(self, queries: FloatArray, k: int) -> list[Neighbours]:
+            tried.append(self.effort)
+            return []
+
+    index: Any = Searched()
+    monkeypatch.setattr(choice, "DEPTHS", (2,))
+    monkeypatch.setattr(choice, "BREADTHS", (8, 16, 32))
+    monkeypatch.setattr(choice, "recall_of", lambda *_: index.effort.breadth / 32)
+    # A search takes as long as it is broad.
+    clock = itertools.accumulate(itertools.chain.from_iterable((0, b) for b in (8, 16, 32, 23)))
+    monkeypatch.setattr("index.choice.time.perf_counter", lambda: next(clock))
+    found = choice._least_effort(index, np.empty((0, 4), np.float32), [], 0.7)
+    assert [effort.breadth for effort in tried] == [8, 16, 32, 23]
+    assert found == (Effort(23, 2), 23 / 32)
