@@ -35,8 +35,6 @@ MOST_REMOVED = 0.3
 TUNED_K = 10
 # Vectors that FAISS's codes are trained on, at most.
 TRAINING_VECTORS = 100_000
-# Axes along which vectors are put in order, found on so many; and how few need none.
-ORDER_AXES, ORDER_SAMPLE, ORDER_LEAF = 12, 20_000, 32
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class ApproximateIndex:
         made = cls(exact, near, Effort(breadth=64, depth=2))
         sample = np.random.default_rng(0).permutation(ids)[:TRAINING_VECTORS]
         near.train(exact.vectors(np.sort(sample)))
-        made.propose(near_together(exact, ids) if made._is_graph else ids)
+        made.propose(ids)
         return made
 
     def __len__(self) -> int:
@@ -220,32 +218,6 @@ class ApproximateIndex:
         with threads_for(len(queries)):
             _, ids = self._near.search(np.ascontiguousarray(queries), fetch, params=params)
         return np.asarray(ids, np.int64)
-
-
-def near_together(exact: FlatIndex, ids: IdArray) -> IdArray:
-    """Return (N,) int64 ids in an order in which near vectors stand near each other.
-
-    A walk through a graph reads the codes of neighbours: as they are stored in the order in which
-    they came, fewer of them have to be fetched from far memory. The vectors are halved along the
-    principal axis on which they spread most, and the halves again.
-    """
-    rng = np.random.default_rng(0)
-    sample = exact.vectors(np.sort(rng.permutation(ids)[:ORDER_SAMPLE]))
-    axes = np.linalg.svd(sample - sample.mean(0), full_matrices=False)[2][:ORDER_AXES].T
-    parts = np.split(ids, range(TRAINING_VECTORS, len(ids), TRAINING_VECTORS))
-    places = np.concatenate([exact.vectors(part) @ axes for part in parts])
-    ordered: list[npt.NDArray[np.int64]] = []
-    waiting = [np.arange(len(ids))]
-    while waiting:
-        own = waiting.pop()
-        if len(own) <= ORDER_LEAF:
-            ordered.append(own)
-            continue
-        axis = places[own].var(0).argmax()
-        middle = len(own) // 2
-        halved = own[np.argpartition(places[own, axis], middle)]
-        waiting += [halved[middle:], halved[:middle]]
-    return ids[np.concatenate(ordered)]
 
 
 def make_empty(factory: str, dim: int) -> Any:

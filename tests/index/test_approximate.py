@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bundle.encoder import unit_norm
 from bundle.errors import CatalogueError, CorruptCatalogue
-from index.approximate import ORDER_LEAF, ApproximateIndex, Effort, _core, near_together
+from index.approximate import ApproximateIndex, Effort, _core
 from index.choice import measure, recall_of
 from index.vectors import (
     Eligible,
@@ -265,24 +265,3 @@ def test_a_description_that_is_no_index_of_ours_is_refused(factory: str) -> None
     index = flat_index()
     with pytest.raises(CatalogueError, match=r"FAISS cannot make it|expected HNSW"):
         ApproximateIndex.build(index, factory, index.ids())
-
-
-@pytest.mark.parametrize("count", [1, ORDER_LEAF, ORDER_LEAF + 1, COUNT])
-def test_near_vectors_are_stored_near_each_other(count: int) -> None:
-    exact = flat_index()
-    ids = exact.ids()[:count]
-    ordered = near_together(exact, ids)
-    assert sorted(ordered.tolist()) == sorted(ids.tolist())
-
-    def beside(order: IdArray) -> float:
-        vectors = exact.vectors(order)
-        return float((vectors[1:] * vectors[:-1]).sum(1).mean())
-
-    if count == COUNT:
-        assert beside(ordered) > beside(ids) + 0.1
-
-
-def test_a_graph_is_built_in_that_order() -> None:
-    exact = flat_index()
-    made = ApproximateIndex.build(exact, "HNSW8,SQ8", exact.ids())
-    np.testing.assert_array_equal(made.ids(), near_together(exact, exact.ids()))
