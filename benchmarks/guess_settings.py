@@ -3,17 +3,18 @@
     python -m benchmarks.guess_settings RUN COHORT [--bundle BUNDLE]
 
 The neighbours of the test split's lesions are found in the train split. One setting at a time
-differs from what `slimp fit` takes by default; the farthest neighbour that may speak is fitted
-anew on the cal split. A guess of a number is right within one standard deviation. Answers take the
-guesses as if they were given, and are compared with those from the image alone, in pairs; `served`
-says what calibration made of the run's own settings. RUN is a fitted run; BUNDLE, exported from it,
-embeds sooner where it has a faster precision.
+differs from the run's own; the farthest neighbour that may speak is fitted anew on the cal split. A
+guess of a number is right within one standard deviation. Answers take the guesses as if they were
+given, and are compared with those from the image alone, in pairs; `served` says what calibration
+made of the run's own settings. RUN is a fitted run; BUNDLE, exported from it, embeds sooner where
+it has a faster precision.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from cohort.cohort import Cohort
 from training.conditions import absent, answer, compare_fields
@@ -62,9 +63,11 @@ class Study:
     def _draws(self, probabilities: FloatArray) -> dict[str, Draws]:
         return label_draws(probabilities, self.labelled, self.model.prior)
 
-    def _right(self, probabilities: FloatArray) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        decided = balanced_decision(probabilities, self.model.prior)
-        return np.asarray(decided == self.labelled.label)
+    def _right(self, probabilities: FloatArray) -> npt.NDArray[np.bool_]:
+        right: npt.NDArray[np.bool_] = (
+            balanced_decision(probabilities, self.model.prior) == self.labelled.label
+        )
+        return right
 
     def row(self, settings: FitSettings) -> list[str]:
         """Return the cells of one setting."""

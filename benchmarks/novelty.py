@@ -12,6 +12,7 @@ resample groups.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +32,29 @@ PARTS = 4
 SHARES = (0.02, 0.05)
 
 
-def scores_of(
-    model: FittedModel, cohort: Cohort, splits: Sequence[str]
-) -> tuple[Rows, FloatArray, FloatArray]:
-    """Return a cohort's N rows, their (N, D) embeddings and (N,) novelty scores."""
+@dataclass(frozen=True)
+class Scored:
+    """N rows, their (N, D) embeddings and (N,) novelty scores."""
+
+    rows: Rows
+    embeddings: FloatArray
+    score: FloatArray
+
+
+def scores_of(model: FittedModel, cohort: Cohort, splits: Sequence[str]) -> Scored:
+    """Return a cohort's rows with their scores."""
     if model.novelty is None:
         raise SystemExit("expected a model with a novelty score, this bundle has none")
     rows = load_rows(cohort, splits, model.labels)
     embeddings = embed_rows(model.encoders, Squares(cohort, rows, model.image_input))
-    return rows, embeddings, model.novelty.score(embeddings)
+    return Scored(rows, embeddings, model.novelty.score(embeddings))
 
 
-def compare_cohorts(model: FittedModel, own: Cohort, others: Sequence[Cohort]) -> None:
+def compare_cohorts(
+    model: FittedModel, own: Cohort, test: Scored, others: Sequence[Cohort]
+) -> None:
     """Print a row a cohort."""
-    _, _, calibrating = scores_of(model, own, ["cal"])
+    calibrating = scores_of(model, own, ["cal"]).score
     thresholds = [
         model.calibration.novelty_threshold,
         *np.quantile(calibrating, 1 - np.array(SHARES)),
@@ -54,27 +64,27 @@ def compare_cohorts(model: FittedModel, own: Cohort, others: Sequence[Cohort]) -
         resampling = Resampling(groups)
         return [show(estimate(resampling.draws(mean_of(score > each)))) for each in thresholds]
 
-    rows, _, known = scores_of(model, own, ["test"])
-    groups = [f"own {group}" for group in rows.group_id]
+    known = test.score
+    groups = [f"own {group}" for group in test.rows.group_id]
     header = ["", "images", "AUROC against the first", "called unlike"]
     header += [f"at a share of {share:g}" for share in SHARES]
     print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-    cells = [f"{own.info.name}, test", str(len(rows)), "", *flagged(groups, known)]
+    cells = [f"{own.info.name}, test", str(len(known)), "", *flagged(groups, known)]
     print(f"| {' | '.join(cells)} |", flush=True)
     for number, cohort in enumerate(others):
-        strange, _, score = scores_of(model, cohort, SPLITS)
-        theirs = [f"{number} {group}" for group in strange.group_id]
+        strange = scores_of(model, cohort, SPLITS)
+        score, theirs = strange.score, [f"{number} {group}" for group in strange.rows.group_id]
         unlike = np.repeat([False, True], [len(known), len(score)])
         both = np.concatenate([known, score])
         apart = Resampling([*groups, *theirs]).draws(auroc_of(unlike, both))
-        cells = [cohort.info.name, str(len(strange)), show(estimate(apart))]
+        cells = [cohort.info.name, str(len(score)), show(estimate(apart))]
         print(f"| {' | '.join([*cells, *flagged(theirs, score)])} |", flush=True)
 
 
-def by_score(model: FittedModel, own: Cohort) -> None:
+def by_score(model: FittedModel, test: Scored) -> None:
     """Print the answers' figures of quarters of the test split, most ordinary first."""
-    rows, embeddings, score = scores_of(model, own, ["test"])
-    answered = answer(model, embeddings, absent(rows.records), "missing").probabilities
+    rows, score = test.rows, test.score
+    answered = answer(model, test.embeddings, absent(rows.records), "missing").probabilities
     decided = balanced_decision(answered, model.prior)
     likeliest = answered.argmax(1)
     edges = np.quantile(score, np.linspace(0, 1, PARTS + 1))
@@ -101,8 +111,9 @@ def main() -> None:
     parser.add_argument("--other", type=Path, action="append", required=True)
     options = parser.parse_args()
     model, own = open_fitted(options.model), Cohort.open(options.cohort)
-    compare_cohorts(model, own, [Cohort.open(path) for path in options.other])
-    by_score(model, own)
+    test = scores_of(model, own, ["test"])
+    compare_cohorts(model, own, test, [Cohort.open(path) for path in options.other])
+    by_score(model, test)
 
 
 if __name__ == "__main__":

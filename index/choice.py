@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -222,11 +221,13 @@ def _tried(
         return effort, recall_of(found, truth, TUNED_K), seconds
 
     for depth in DEPTHS:
-        for below, breadth in pairwise((BREADTHS[0], *BREADTHS)):
+        for number, breadth in enumerate(BREADTHS):
             effort, score, seconds = tried(Effort(breadth, depth))
             yield effort, score, seconds
             if score >= recall:
-                yield tried(Effort(round(math.sqrt(below * breadth)), depth))
+                if number > 0:
+                    between = round(math.sqrt(BREADTHS[number - 1] * breadth))
+                    yield tried(Effort(between, depth))
                 break
 
 

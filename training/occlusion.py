@@ -4,16 +4,18 @@ Occlusion sensitivity (Zeiler & Fergus, 2014, arXiv 1311.2901) asks the model al
 and bundles of any precision are seen alike. It says what the answer needs, not why.
 """
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from bundle.calibration import log_odds
-from bundle.images import standardise
 from training.conditions import absent, answer
 from training.data import Rows, Squares
 from training.features import FloatArray
 from training.fitted import FittedModel
-from training.pages import LOOKED_AT, SEED, tile
+from training.pages import laid_over_page
 
 # Places a side, and how many of them a cover spans.
 PLACES, SPAN = 7, 2
@@ -57,19 +59,14 @@ def occlusion_page(model: FittedModel, squares: Squares, rows: Rows) -> Figure:
         squares: the N pictures.
         rows: the N rows.
     """
-    chosen = np.random.default_rng(SEED).permutation(len(rows))[:LOOKED_AT].tolist()
-    pictures = squares.read(chosen)
-    maps = occlusion(model, standardise(pictures, squares.spec))
-    figure = Figure(figsize=(2 * len(chosen), 4.4), layout="constrained")
-    grid = figure.subplots(2, len(chosen), squeeze=False)
-    for i, (picture, lowered) in enumerate(zip(pictures, maps, strict=True)):
-        tile(grid[0, i], picture, rows.image_id[chosen[i]], "black")
+
+    def lay(axes: Any, lowered: FloatArray, side: int) -> None:
         most = float(np.abs(lowered).max())
-        tile(grid[1, i], picture, f"at most {most:.1f}", "black")
         # The middle of the first cover to that of the last.
-        margin = picture.shape[0] * (SPAN - 1) / 2 / (PLACES + SPAN - 1)
-        far = picture.shape[0] - margin
-        grid[1, i].imshow(
+        margin = side * (SPAN - 1) / 2 / (PLACES + SPAN - 1)
+        far = side - margin
+        axes.set_title(f"at most {most:.1f}", fontsize=7)
+        axes.imshow(
             lowered,
             cmap="RdBu_r",
             alpha=0.6,
@@ -78,7 +75,6 @@ def occlusion_page(model: FittedModel, squares: Squares, rows: Rows) -> Figure:
             extent=(margin, far, far, margin),
             interpolation="bilinear",
         )
-    figure.suptitle(
-        "Covering a place lowers (red) or raises (blue) the log odds of malignancy", fontsize=10
-    )
-    return figure
+
+    title = "Covering a place lowers (red) or raises (blue) the log odds of malignancy"
+    return laid_over_page(squares, rows, partial(occlusion, model), lay, title)

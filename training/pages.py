@@ -2,7 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,14 +107,14 @@ def retrieval_page(
     grid = figure.subplots(len(chosen), columns, squeeze=False)
     for line, i in zip(grid, chosen, strict=True):
         found = nearest.row[i].tolist()
-        tile(line[0], squares.read([i])[0], labels[rows.label[i]], "black")
+        _tile(line[0], squares.read([i])[0], labels[rows.label[i]], "black")
         for axes, row, cosine, hit in zip(
             line[1:], found, nearest.cosine[i], right[i], strict=True
         ):
             label = int(reference_rows.label[row])
             name = labels[label] if label >= 0 else "no label"
             picture = reference.read([row])[0]
-            tile(axes, picture, f"{name} {cosine:.2f}", HIT if hit else MISS)
+            _tile(axes, picture, f"{name} {cosine:.2f}", HIT if hit else MISS)
     figure.suptitle("Query, and the lesions nearest to it (cosine)", fontsize=10)
     return figure
 
@@ -127,7 +128,7 @@ def _some_of_each(right: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) ->
     return chosen
 
 
-def tile(axes: Any, picture: Picture, title: str, colour: str) -> None:
+def _tile(axes: Any, picture: Picture, title: str, colour: str) -> None:
     axes.imshow(picture)
     axes.set_title(title, fontsize=7, color=colour)
     axes.set(xticks=[], yticks=[])
@@ -182,6 +183,35 @@ def _short(value: Value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def laid_over_page(
+    squares: Squares,
+    rows: Rows,
+    maps_of: Callable[[FloatArray], FloatArray],
+    lay: Callable[[Any, FloatArray, int], None],
+    title: str,
+) -> Figure:
+    """Return some pictures, and below each of them the picture again with a map laid over it.
+
+    Args:
+        squares: the N pictures.
+        rows: the N rows.
+        maps_of: gives (M, S, S) float32 maps of (M, 3, H, W) float32 prepared images.
+        lay: draws a map on the axes of a picture of so many pixels a side.
+        title: of the page.
+    """
+    chosen = np.random.default_rng(SEED).permutation(len(rows))[:LOOKED_AT].tolist()
+    pictures = squares.read(chosen)
+    maps = maps_of(standardise(pictures, squares.spec))
+    figure = Figure(figsize=(2 * len(chosen), 4.4), layout="constrained")
+    grid = figure.subplots(2, len(chosen), squeeze=False)
+    for i, (picture, laid) in enumerate(zip(pictures, maps, strict=True)):
+        _tile(grid[0, i], picture, rows.image_id[chosen[i]], "black")
+        _tile(grid[1, i], picture, "", "black")
+        lay(grid[1, i], laid, picture.shape[0])
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def attention_page(tower: ImageEncoder, squares: Squares, rows: Rows) -> Figure:
     """Return pictures with the attention of the last kept block laid over them.
 
@@ -190,20 +220,14 @@ def attention_page(tower: ImageEncoder, squares: Squares, rows: Rows) -> Figure:
         squares: the N pictures.
         rows: the N rows.
     """
-    chosen = np.random.default_rng(SEED).permutation(len(rows))[:LOOKED_AT].tolist()
-    pictures = squares.read(chosen)
-    maps = attention(tower, standardise(pictures, squares.spec))
-    figure = Figure(figsize=(2 * len(chosen), 4.4), layout="constrained")
-    grid = figure.subplots(2, len(chosen), squeeze=False)
-    for i, (picture, looked) in enumerate(zip(pictures, maps, strict=True)):
-        tile(grid[0, i], picture, rows.image_id[chosen[i]], "black")
-        tile(grid[1, i], picture, "", "black")
-        side = picture.shape[0]
-        grid[1, i].imshow(
+
+    def lay(axes: Any, looked: FloatArray, side: int) -> None:
+        axes.imshow(
             looked, cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="bilinear"
         )
-    figure.suptitle("Attention of the last block, mean over its heads", fontsize=10)
-    return figure
+
+    title = "Attention of the last block, mean over its heads"
+    return laid_over_page(squares, rows, partial(attention, tower), lay, title)
 
 
 @torch.inference_mode()

@@ -234,14 +234,13 @@ def score(answers: Answers, truth: Truth, calibration: Calibration) -> Scored:
             figures[name] = null(question)
             continue
         draws[name] = question.draws(probabilities)
-        figures[name] = estimate(draws[name])
     asked = truth.questions["malignant_auroc"]
     if isinstance(asked, str):
         figures |= dict.fromkeys(RARE, null(asked))
     else:
         draws |= _rare_draws(asked, probabilities)
-        figures |= {name: estimate(draws[name]) for name in RARE}
     if isinstance(truth.labelled, str):
+        figures |= {name: estimate(values) for name, values in draws.items()}
         reason = null(truth.labelled)
         names = [n for n in MEANING if n not in figures and n != "malignant_auroc_without_akiec"]
         return Scored(draws, {**dict.fromkeys(names, reason), **figures, "labels": reason})
