@@ -39,9 +39,12 @@ from training.resampling import (
     auroc_of,
     balanced_accuracy_of,
     estimate,
+    mean_by_label_of,
     mean_of,
     mean_of_known,
+    partial_auroc_of,
 )
+from training.retrieval import search_lesions, vote
 from training.run import load_towers, read_info
 from training.trainer import last_checkpoint, pretrain
 
@@ -53,6 +56,8 @@ IMAGE_PX = 64
 FRACTIONS = {"train": 0.45, "val": 0.05, "cal": 0.05, "test": 0.45}
 ANSWERS = "answers.npz"
 TOP, LEAST_LESIONS = 3, 15
+# Retrieved lesions that are judged, and the sensitivity above which ISIC 2024 takes the area.
+FIRST, SENSITIVITY = 5, 0.8
 # What the outer loss is about: fields of the patient's record that a look may tell.
 PATIENT_FIELDS = ("fitzpatrick_skin_type", "sun_exposure", "family_history_melanoma", "sex")
 
@@ -164,6 +169,33 @@ def probed(features: FloatArray, target: npt.NDArray[np.int64], train: npt.NDArr
     return probe(known, target[train], asked, classes=int(target.max()) + 1)
 
 
+def retrieved(
+    features: FloatArray, rows: Rows, train: npt.NDArray[np.bool_]
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Return what the train rows nearest to each held-out row say, by cosine.
+
+    Every lesion of this cohort has one picture, so that rows are lesions.
+
+    Returns:
+        (M, C) shares of the labels among the ten nearest, and (M,) the share of the row's own
+        label among the first `FIRST`.
+    """
+    known, asked = rows.take(train), rows.take(~train)
+    reference, query = features[train], features[~train]
+    shares = vote(
+        query,
+        asked.group_id,
+        reference,
+        known.group_id,
+        known.label,
+        classes=int(rows.label.max()) + 1,
+    )
+    found = search_lesions(
+        query, asked.group_id, asked.label, reference, known.group_id, known.label
+    )
+    return shares, found.precision[FIRST]
+
+
 def of_patients(features: FloatArray, patient: npt.NDArray[np.int64]) -> FloatArray:
     """Return (P, D), the mean over each patient's images, patients in rising order."""
     number = np.unique(patient, return_inverse=True)[1]
@@ -201,7 +233,10 @@ def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.gener
     answers: dict[str, npt.NDArray[np.generic]] = {
         f"label, {name}": probed(values, rows.label, train) for name, values in seen.items()
     }
-    for name in ("image", "both"):
+    for name in NEAREST:
+        answers[f"neighbours, {name}"], answers[f"precision, {name}"] = retrieved(
+            seen[name], rows, train
+        )
         company = in_company(seen[name], rows.patient)
         answers[f"malignant, {name}"] = probed(seen[name], rows.malignant, train)[:, 1]
         answers[f"malignant in company, {name}"] = probed(company, rows.malignant, train)[:, 1]
@@ -280,7 +315,13 @@ RANKS = {
 }
 # Every other row is compared with these.
 OURS = ("nested", "nested + views")
-HEADS = {**FIGURES, **RANKS, **{name: name for name in PATIENT_FIELDS}}
+NEAREST = {"image": "image", "both": "image + record"}
+LIKENESS = {
+    f"{kind}, {name}": f"{head}, {seen}"
+    for name, seen in NEAREST.items()
+    for kind, head in (("neighbours", "vote's AUROC"), ("precision", f"precision at {FIRST}"))
+}
+HEADS = {**FIGURES, **RANKS, **LIKENESS, **{name: name for name in PATIENT_FIELDS}}
 
 
 def figures_of(path: Path) -> dict[str, Draws]:
@@ -290,21 +331,29 @@ def figures_of(path: Path) -> dict[str, Draws]:
     patient = answers["patient"]
     resampling = Resampling([str(p) for p in patient])
     label = answers["true label"]
+
+    def macro_auroc(scores: FloatArray) -> Draws:
+        each = [resampling.draws(auroc_of(label == k, scores[:, k])) for k in np.unique(label)]
+        return mean_of_known(each)
+
     draws: dict[str, Draws] = {}
     for name in FIGURES:
         probabilities = answers[f"label, {name}"]
         decided = probabilities.argmax(1)
         draws[f"balanced {name}"] = resampling.draws(balanced_accuracy_of(label, decided))
-        aurocs = [
-            resampling.draws(auroc_of(label == k, probabilities[:, k])) for k in np.unique(label)
-        ]
-        draws[f"auroc {name}"] = mean_of_known(aurocs)
+        draws[f"auroc {name}"] = macro_auroc(probabilities)
     for name in RANKS:
         score = answers[name]
-        draws[f"auroc {name}"] = resampling.draws(auroc_of(answers["malignant"], score))
+        asked = answers["malignant"], score
+        draws[f"auroc {name}"] = resampling.draws(auroc_of(*asked))
+        draws[f"partial {name}"] = resampling.draws(partial_auroc_of(*asked, above=SENSITIVITY))
         hits = hit_in_top(score, answers["malignant"], patient, top=TOP, least=LEAST_LESIONS)
         judged = Resampling([str(p) for p in hits])
         draws[f"top {name}"] = judged.draws(mean_of(np.array(list(hits.values()))))
+    for name in NEAREST:
+        draws[f"likeness neighbours, {name}"] = macro_auroc(answers[f"neighbours, {name}"])
+        precision = mean_by_label_of(label, answers[f"precision, {name}"])
+        draws[f"likeness precision, {name}"] = resampling.draws(precision)
     return draws | patient_figures(answers)
 
 
@@ -338,6 +387,14 @@ def report(folder: Path) -> None:
         ("Macro AUROC over the labels", [f"auroc {n}" for n in FIGURES]),
         (f"Malignant lesion in the patient's top {TOP}", [f"top {n}" for n in RANKS]),
         ("Malignant AUROC", [f"auroc {n}" for n in RANKS]),
+        (
+            f"Malignant, area above a sensitivity of {SENSITIVITY:.0%} (at most 0.2)",
+            [f"partial {n}" for n in RANKS],
+        ),
+        (
+            "The nearest train rows: macro AUROC of their vote, precision averaged over labels",
+            [f"likeness {n}" for n in LIKENESS],
+        ),
         (
             "The patient's record from the mean of the patient's images, macro AUROC",
             [f"record {n}" for n in PATIENT_FIELDS],
