@@ -5,7 +5,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,27 @@ def read_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
     # NumPy hands a member that is no array over as its raw bytes.
     if odd := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
         raise _unreadable(name, f"{odd[0]!r} is no array")
+    return arrays
+
+
+def read_numbers(
+    data: bytes, name: str, expected: Collection[str]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return an archive's arrays, of any shape, where they are these and of finite float32.
+
+    Args:
+        data: the archive.
+        name: its file name, for the message.
+        expected: the arrays' names.
+
+    Raises:
+        CorruptBundle: the bytes are no archive of plain arrays, or of others.
+    """
+    arrays = read_arrays(data, name)
+    if set(arrays) != set(expected):
+        raise CorruptBundle(f"{name}: expected {sorted(expected)}, got {sorted(arrays)}")
+    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
+        raise CorruptBundle(f"{name}: expected finite float32 arrays")
     return arrays
 
 

@@ -112,6 +112,8 @@ class Calibration(Frozen):
     operating_points: tuple[OperatingPoint, ...] = ()
     quality: QualityThresholds
     novelty_threshold: float
+    # None in a bundle without `appearance.npz`.
+    appearance_threshold: float | None = None
     extrapolation: Extrapolation = Extrapolation()
     oddness_quantiles: tuple[float, ...] = ()
 

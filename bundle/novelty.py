@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from bundle.arrays import read_arrays, write_arrays
+from bundle.arrays import read_numbers, write_arrays
 from bundle.errors import CorruptBundle
 
 FloatArray = npt.NDArray[np.float32]
@@ -62,18 +62,12 @@ class NoveltyModel:
         Raises:
             CorruptBundle: the bytes are no archive of arrays, or the arrays do not fit together.
         """
-        arrays = read_arrays(data, "novelty.npz")
-        names = {field.name for field in fields(cls)}
-        if set(arrays) != names:
-            raise CorruptBundle(f"novelty.npz: expected {sorted(names)}, got {sorted(arrays)}")
-        model = cls(**arrays)
+        names = [field.name for field in fields(cls)]
+        model = cls(**read_numbers(data, "novelty.npz", names))
         model._check()
         return model
 
     def _check(self) -> None:
-        arrays = self.__dict__
-        if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
-            raise CorruptBundle("novelty.npz: expected finite float32 arrays")
         (dim, rank, labels) = (self.centre.size, self.scales.size, len(self.label_means))
         expected = {
             "centre": (dim,),
@@ -82,7 +76,7 @@ class NoveltyModel:
             "label_means": (labels, rank),
             "residual_scale": (1,),
         }
-        if {name: a.shape for name, a in arrays.items()} != expected or labels == 0:
+        if {name: a.shape for name, a in self.__dict__.items()} != expected or labels == 0:
             raise CorruptBundle("novelty.npz: the arrays' shapes do not fit together")
         if (self.scales <= 0).any() or self.residual_scale[0] <= 0:
             raise CorruptBundle("novelty.npz: expected scales above 0")

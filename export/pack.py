@@ -25,7 +25,7 @@ from training.run import SEEN, RunInfo, read_info, read_run_config, write_seen
 
 LIMITS = (
     "Answers hold for pictures like those it was trained on; others are called not assessable "
-    "as far as the novelty score tells them apart, which it does not always.",
+    "as far as novelty and appearance tell them apart, which they do not always.",
     "Probabilities are calibrated at the training prevalence; a site's own prevalence is a "
     "setting of the service.",
     "Extrapolated metadata is a guess from pictures that look alike, never a fact about a person.",
@@ -68,6 +68,9 @@ def export_run(
             write_int8(base, stage / RUNGS[0].file)
         for name in ("calibration.json", "novelty.npz"):
             shutil.copyfile(run / name, stage / name)
+        # A run of an older software has none.
+        if (run / "appearance.npz").exists():
+            shutil.copyfile(run / "appearance.npz", stage / "appearance.npz")
         (stage / "golden.npz").write_bytes(write_golden({g.name: _golden(g) for g in graphs}))
         write_seen(stage / SEEN, info.seen)
         content = _content(info, config, limits)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bundle.appearance import AppearanceModel
 from bundle.calibration import CONDITIONS, Calibration, FloatArray, malignant_share
 from bundle.encoder import Encoders, OnnxEncoders
 from bundle.errors import CorruptBundle, InferenceError, InvalidSettings
@@ -19,7 +20,7 @@ from bundle.novelty import NoveltyModel
 from bundle.records import encode_records
 from bundle.store import open_bundle
 
-NOVELTY_FILE = "novelty.npz"
+NOVELTY_FILE, APPEARANCE_FILE = "novelty.npz", "appearance.npz"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Models:
         encoders: its graphs, or a fake in tests.
         narrow: the same with one thread an inference, to run side by side; None where not wanted.
         novelty: what training lesions look like; None in a bundle without `novelty.npz`.
+        appearance: what training pictures look like; None in one without `appearance.npz`.
         variant: precision of the image encoder.
         decoding: held while pictures are decoded; bounds how many are in memory at full size.
     """
@@ -40,6 +42,7 @@ class Models:
     calibration: Calibration
     encoders: Encoders
     novelty: NoveltyModel | None
+    appearance: AppearanceModel | None = None
     variant: str = BASE_VARIANT
     decoding: AbstractContextManager[Any] = field(default_factory=nullcontext)
     narrow: Encoders | None = None
@@ -48,10 +51,15 @@ class Models:
         """Refuse a calibration that could not answer every request.
 
         Raises:
-            CorruptBundle: a metadata condition is not calibrated.
+            CorruptBundle: a metadata condition is not calibrated, or the pictures' appearance
+                has a model and no threshold, or the reverse.
         """
         if missing := [name for name in CONDITIONS if name not in self.calibration.conditions]:
             raise CorruptBundle(f"calibration.json: the condition {missing[0]!r} is not calibrated")
+        if (self.appearance is None) != (self.calibration.appearance_threshold is None):
+            raise CorruptBundle(
+                "expected appearance.npz and appearance_threshold in calibration.json, or neither"
+            )
 
     @property
     def schema(self) -> FieldSchema:
@@ -114,11 +122,17 @@ def load_models(
     novelty = (
         NoveltyModel.from_bytes(bundle.read(NOVELTY_FILE)) if bundle.has(NOVELTY_FILE) else None
     )
+    appearance = (
+        AppearanceModel.from_bytes(bundle.read(APPEARANCE_FILE))
+        if bundle.has(APPEARANCE_FILE)
+        else None
+    )
     return Models(
         bundle.manifest,
         bundle.calibration,
         encoders,
         novelty,
+        appearance,
         variant=encoders.variant.name,
         narrow=narrow,
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.appearance import describe_appearance
 from bundle.calibration import FloatArray
 from bundle.errors import InvalidImage
 from bundle.images import ImageLimits, content_hash, decode_image, prepare_image
@@ -163,7 +164,11 @@ def _read(
     if seen is not None:
         return memory.keep(digest, seen)
     pixels = prepare_image(image, models.manifest.image_input)
-    return Unseen(pixels, content, measure_quality(image), digest)
+    scores = measure_quality(image)
+    if models.appearance is not None:
+        described = describe_appearance(image)
+        scores["appearance"] = float(models.appearance.score(described[None])[0])
+    return Unseen(pixels, content, scores, digest)
 
 
 def embed(models: Models, images: Sequence[Unseen]) -> FloatArray:
@@ -186,11 +191,14 @@ def judge_picture(models: Models, seen: Seen) -> Picture:
     """Return the picture with the reasons why it does not count."""
     scores, embedding = dict(seen.scores), seen.embedding
     reasons = quality_reasons(scores, models.calibration.quality)
+    calibration, is_unlike = models.calibration, False
     if models.novelty is not None:
-        novelty = float(finite(models.novelty.score(embedding[None]), "novelty score")[0])
-        scores["novelty"] = novelty
-        if novelty > models.calibration.novelty_threshold:
-            reasons = [*reasons, UNLIKE_TRAINING]
+        scores["novelty"] = float(finite(models.novelty.score(embedding[None]), "novelty")[0])
+        is_unlike = scores["novelty"] > calibration.novelty_threshold
+    if calibration.appearance_threshold is not None:
+        is_unlike |= scores["appearance"] > calibration.appearance_threshold
+    if is_unlike:
+        reasons = [*reasons, UNLIKE_TRAINING]
     return Picture(embedding, seen.content, tuple(reasons), scores)
 
 

@@ -76,7 +76,8 @@ class Quality(Schema):
     An image with a reason is left out; the lesion is not assessable when none is left, and then
     `reasons` joins the images' reasons. `scores` are means over the images that count (over all
     where none does): min_side_px in pixels, sharpness from 0, brightness and contrast in [0, 1],
-    novelty from 0, about 1 for a lesion of the training.
+    novelty from 0, about 1 for a lesion of the training; appearance higher the less the picture's
+    plain look is that of the training pictures.
     """
 
     reasons: tuple[str, ...] = Field(examples=[["blurred"]])

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from bundle.appearance import LENGTH, AppearanceModel, describe_appearance
 from bundle.calibration import (
     CONDITIONS,
     Calibration,
@@ -222,6 +223,18 @@ def make_calibration(**overrides: Any) -> Calibration:
         "novelty_threshold": 1.5,
     }
     return Calibration(**{**content, **overrides})
+
+
+def make_appearance() -> AppearanceModel:
+    """Return a model of training pictures that look like a red lesion, and no other."""
+    described = describe_appearance(decode_image(draw_image(RED)))
+    return AppearanceModel(
+        centre=described,
+        scale=np.full(LENGTH, 0.01, np.float32),
+        weights=np.ones(1, np.float32),
+        means=np.zeros((1, LENGTH), np.float32),
+        whitening=np.eye(LENGTH, dtype=np.float32)[None],
+    )
 
 
 def make_novelty() -> NoveltyModel:

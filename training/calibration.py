@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
+from sklearn.mixture import GaussianMixture
 from torch.nn.functional import cross_entropy
 
+from bundle.appearance import AppearanceModel
 from bundle.calibration import (
     Condition,
     ConditionCalibration,
@@ -27,6 +29,10 @@ BoolArray = npt.NDArray[np.bool_]
 
 # A label's own conformal quantile needs at least this many calibration lesions.
 MIN_LABEL_LESIONS = 30
+# Of pictures' measurements in their standard deviations: an axis along which all are alike would
+# make every other picture impossible.
+LEAST_SCALE, LEAST_VARIANCE = 1e-3, 0.01
+GAUSSIANS, PICTURES_A_GAUSSIAN = (1, 2, 4, 8), 100
 # Evidence is measured on each fold by what was fitted on the others.
 FOLDS = 5
 # How far guessed metadata may move an answer.
@@ -303,3 +309,42 @@ def fit_novelty(
         label_means=(means / scales).astype(np.float32),
         residual_scale=np.array([max(float(np.sqrt(np.mean(leftover**2))), 1e-6)], np.float32),
     )
+
+
+def fit_appearance(described: FloatArray) -> AppearanceModel:
+    """Return what the training pictures' plain measurements are like.
+
+    As many Gaussians, a power of two, as the Bayesian information criterion favours.
+
+    Args:
+        described: (N, F) float32 of `bundle.appearance.describe_appearance`, N at least 2.
+    """
+    centre, scale = described.mean(0), described.std(0).clip(min=LEAST_SCALE)
+    standard = ((described - centre) / scale).astype(np.float64)
+    mixtures = [
+        GaussianMixture(count, reg_covar=LEAST_VARIANCE, random_state=0).fit(standard)
+        for count in GAUSSIANS
+        if count * PICTURES_A_GAUSSIAN <= len(standard) or count == 1
+    ]
+    best = min(mixtures, key=lambda mixture: mixture.bic(standard))
+    return AppearanceModel(
+        centre=centre.astype(np.float32),
+        scale=scale.astype(np.float32),
+        weights=best.weights_.astype(np.float32),
+        means=best.means_.astype(np.float32),
+        whitening=best.precisions_cholesky_.astype(np.float32),
+    )
+
+
+def joint_thresholds(scores: Sequence[FloatArray], share: float) -> list[float]:
+    """Return a threshold for each score, so that a share of the rows lies beyond one or another.
+
+    Each is the same quantile of its score.
+
+    Args:
+        scores: arrays of (N,) float32, over the same rows.
+        share: in (0, 1).
+    """
+    ranks = [rankdata(score, method="max") / len(score) for score in scores]
+    level = np.quantile(np.max(ranks, axis=0), 1 - share)
+    return [float(np.quantile(score, level)) for score in scores]

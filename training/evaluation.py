@@ -40,7 +40,7 @@ from training.data import Rows, Squares, load_rows
 from training.duplicates import describe_near_duplicates, find_near_duplicates, thumbnails
 from training.encoders import TorchEncoders
 from training.extrapolation_study import believing, guess_accuracy, study
-from training.features import embed_rows, measure_rows
+from training.features import describe_rows, embed_rows, measure_rows
 from training.fitted import FittedModel, open_fitted
 from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
 from training.harm import harm_and_help, worst_harms
@@ -55,6 +55,7 @@ from training.subgroups import subgroup_figures
 
 FloatArray = npt.NDArray[np.float32]
 SEED = 0
+UNLIKE = ("novelty", "appearance")
 HIDDEN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHOWN_HARMS = 12
 # The train split is compared where frozen features learn from it.
@@ -376,24 +377,32 @@ class Judging:
         calibration, count = self.fitted.calibration, len(self.rows)
         measured = measure_rows(self.cohort, self.rows)
         reasons = [quality_reasons(scores, calibration.quality) for scores in measured]
-        unlike = np.zeros(count, np.bool_)
+        unlike = dict.fromkeys(UNLIKE, np.zeros(count, np.bool_))
         if self.fitted.novelty is not None:
-            unlike = self.fitted.novelty.score(embeddings) > calibration.novelty_threshold
+            score = self.fitted.novelty.score(embeddings)
+            unlike["novelty"] = score > calibration.novelty_threshold
+        look = calibration.appearance_threshold
+        if self.fitted.appearance is not None and look is not None:
+            score = self.fitted.appearance.score(describe_rows(self.cohort, self.rows))
+            unlike["appearance"] = score > look
         bad = np.array([bool(found) for found in reasons])
         by_reason = {
             reason: sum(reason in found for found in reasons) / count
             for reason in sorted({reason for found in reasons for reason in found})
         }
-        novelty = (
-            null("the bundle has no novelty model")
-            if self.fitted.novelty is None
-            else {"value": float(unlike.mean())}
-        )
+        shares = {
+            name: null(f"the bundle has no {name} model")
+            if getattr(self.fitted, name) is None
+            else {"value": float(found.mean())}
+            for name, found in unlike.items()
+        }
         return {
-            "not_assessable": {"value": float((bad | unlike).mean())},
+            "not_assessable": {
+                "value": float((bad | np.any(list(unlike.values()), axis=0)).mean())
+            },
             "quality": {"value": float(bad.mean())},
             "quality_by_reason": by_reason,
-            "novelty": novelty,
+            **shares,
         }
 
     def _hide(self, embeddings: FloatArray) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bundle.appearance import describe_appearance
 from bundle.encoder import Encoders
 from bundle.fields import FieldSchema, Level, Record
 from bundle.images import decode_image, standardise
@@ -43,6 +44,15 @@ def measure_rows(cohort: Cohort, rows: Rows, *, batch: int = 32) -> list[dict[st
         files = cohort.images([int(rows.position[i]) for i in part])
         quality.extend(measure_quality(decode_image(data)) for data in files)
     return quality
+
+
+def describe_rows(cohort: Cohort, rows: Rows, *, batch: int = 32) -> FloatArray:
+    """Return the (N, F) float32 plain measurements of N images (`bundle/appearance.py`)."""
+    described: list[FloatArray] = []
+    for part in in_order(len(rows), batch):
+        files = cohort.images([int(rows.position[i]) for i in part])
+        described.extend(describe_appearance(decode_image(data)) for data in files)
+    return np.stack(described)
 
 
 @dataclass(frozen=True)

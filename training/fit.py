@@ -28,17 +28,18 @@ from bundle.encoder import Encoders, unit_norm
 from bundle.errors import TrainingError
 from bundle.fields import FieldSchema, Record
 from bundle.images import ImageInput
-from bundle.novelty import NoveltyModel
 from bundle.oddness import MIN_LESIONS, oddness
 from cohort.cohort import Cohort
 from cohort.info import COHORT_JSON
 from training.augment import Augment
 from training.calibration import (
+    fit_appearance,
     fit_condition,
     fit_guess_weight,
     fit_novelty,
     fit_quality,
     group_folds,
+    joint_thresholds,
     operating_points,
     out_of_fold,
 )
@@ -52,7 +53,13 @@ from training.config import Config
 from training.context import LesionTable, fit_scale, train_context
 from training.data import Rows, Squares, image_loader, load_rows
 from training.encoders import TorchEncoders
-from training.features import classify_rows, embed_rows, measure_rows, record_features
+from training.features import (
+    classify_rows,
+    describe_rows,
+    embed_rows,
+    measure_rows,
+    record_features,
+)
 from training.heads import Classifier, ContextModel
 from training.missingness import balance_lesions
 from training.model import Slimp
@@ -224,7 +231,8 @@ class Fitting:
             self.classifier.read_from(self.whitening, tuned_in)
         else:
             self._train_on_features(self.towers, self.classifier, train, np.arange(len(train.rows)))
-        self.novelty = self._fit_novelty(train)
+        self.novelty = fit_novelty(train.embeddings, train.rows.label)
+        self.appearance = fit_appearance(describe_rows(self.cohort, train.rows))
         lesions = cal.take(cal.rows.one_a_lesion(self.config.seed))
         self.calibration = self._calibrate(train, cal, lesions, extrapolation)
         if in_context and self.cohort.has_patients and self.malignant.any():
@@ -334,13 +342,17 @@ class Fitting:
             c: fit_condition(logits[c], unseen[c], label, prior, alpha=self.config.fit.alpha)
             for c in CONDITIONS
         }
+        described = describe_rows(self.cohort, cal.rows)
+        novel, unlike = joint_thresholds(
+            [self.novelty.score(cal.embeddings), self.appearance.score(described)],
+            self.config.fit.novel_share,
+        )
         calibration = Calibration(
             conditions=fitted,
             prevalence={k: float(p) for k, p in zip(self.labels, prior, strict=True)},
             quality=fit_quality(measure_rows(self.cohort, cal.rows), self.config.image.size_px),
-            novelty_threshold=float(
-                np.quantile(self.novelty.score(cal.embeddings), 1 - self.config.fit.novel_share)
-            ),
+            novelty_threshold=novel,
+            appearance_threshold=unlike,
             extrapolation=extrapolation,
             oddness_quantiles=self._oddness(lesions),
         )
@@ -361,9 +373,6 @@ class Fitting:
         self, calibration: Calibration, logits: FloatArray, condition: Condition
     ) -> FloatArray:
         return calibration.probabilities(logits, condition)[:, self.malignant].sum(1)
-
-    def _fit_novelty(self, train: Part) -> NoveltyModel:
-        return fit_novelty(train.embeddings, train.rows.label)
 
     def _oddness(self, cal: Part) -> tuple[float, ...]:
         """Return 101 quantiles of how odd calibration patients' benign lesions are."""
@@ -464,6 +473,7 @@ class Fitting:
             save_file(_weights(self.context), out / "context.safetensors")
         write_json(out / "calibration.json", self.calibration.model_dump(mode="json"))
         (out / "novelty.npz").write_bytes(self.novelty.to_bytes())
+        (out / "appearance.npz").write_bytes(self.appearance.to_bytes())
 
 
 def context_answers(encoders: Encoders, table: LesionTable) -> FloatArray:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from bundle.appearance import AppearanceModel
 from bundle.calibration import Calibration
 from bundle.encoder import Encoders, OnnxEncoders
 from bundle.errors import InvalidSettings, TrainingError
@@ -21,7 +22,7 @@ from training.processes import best_device
 from training.run import SEEN, SeenGroups, read_info, read_run_config, read_seen
 
 FloatArray = npt.NDArray[np.float32]
-NOVELTY = "novelty.npz"
+NOVELTY, APPEARANCE = "novelty.npz", "appearance.npz"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class FittedModel:
         encoders: the models.
         calibration: from logits to probabilities.
         novelty: None where the bundle has none.
+        appearance: None where the bundle, or an older run, has none.
         schema: the fields that it reads.
         image_input: what its image encoder reads.
         labels: its C labels, in the order of the logits.
@@ -48,6 +50,7 @@ class FittedModel:
     encoders: Encoders
     calibration: Calibration
     novelty: NoveltyModel | None
+    appearance: AppearanceModel | None
     schema: FieldSchema
     image_input: ImageInput
     labels: tuple[str, ...]
@@ -108,6 +111,9 @@ def _open_bundle(path: Path, variant: str | None) -> FittedModel:
         encoders=encoders,
         calibration=bundle.calibration,
         novelty=NoveltyModel.from_bytes(bundle.read(NOVELTY)) if bundle.has(NOVELTY) else None,
+        appearance=(
+            AppearanceModel.from_bytes(bundle.read(APPEARANCE)) if bundle.has(APPEARANCE) else None
+        ),
         schema=manifest.record_schema,
         image_input=manifest.image_input,
         labels=manifest.labels,
@@ -132,6 +138,11 @@ def _open_run(path: Path) -> FittedModel:
         encoders=encoders,
         calibration=calibration,
         novelty=NoveltyModel.from_bytes((path / NOVELTY).read_bytes()),
+        appearance=(
+            AppearanceModel.from_bytes((path / APPEARANCE).read_bytes())
+            if (path / APPEARANCE).exists()
+            else None
+        ),
         schema=info.record_schema,
         image_input=read_run_config(path).image.input,
         labels=info.labels,

@@ -456,5 +456,7 @@ def _assessable(assessable: Metrics, mark: str | None) -> Iterator[str]:
     rows = [[k.replace("_", " "), show(assessable[k])] for k in ("not_assessable", "quality")]
     rows += [[k.replace("_", " "), f"{v:.3f}"] for k, v in assessable["quality_by_reason"].items()]
     yield from table(
-        ["", "share of images"], [*rows, ["novelty", show(assessable["novelty"])]], mark
+        ["", "share of images"],
+        [*rows, *([k, show(assessable[k])] for k in ("novelty", "appearance"))],
+        mark,
     )

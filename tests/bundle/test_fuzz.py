@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from bundle.appearance import AppearanceModel
 from bundle.errors import BundleError, CorruptBundle, InvalidImage, InvalidRecord
 from bundle.fields import FieldSchema
 from bundle.golden import read_golden, write_golden
@@ -27,6 +28,7 @@ from tests.fakes import (
     SCHEMA,
     draw_image,
     golden_cases,
+    make_appearance,
     make_calibration,
     make_manifest,
     make_novelty,
@@ -37,6 +39,7 @@ MANIFEST = make_manifest()
 MANIFEST_JSON = MANIFEST.model_dump(mode="json")
 CALIBRATION_JSON = make_calibration().model_dump(mode="json")
 NOVELTY = make_novelty().to_bytes()
+APPEARANCE = make_appearance().to_bytes()
 GOLDEN = write_golden(golden_cases())
 PICTURES = [draw_image(RED, size=24, file_format=kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
 
@@ -81,6 +84,15 @@ def test_a_damaged_novelty_model_scores_or_is_refused(data: bytes) -> None:
         model = NoveltyModel.from_bytes(data)
         assert np.isfinite(model.components).all()
         assert (model.scales > 0).all()
+
+
+@fuzzed
+@given(damaged(APPEARANCE))
+def test_a_damaged_appearance_model_scores_or_is_refused(data: bytes) -> None:
+    with contextlib.suppress(CorruptBundle):
+        model = AppearanceModel.from_bytes(data)
+        assert np.isfinite(model.means).all()
+        assert (model.scale > 0).all()
 
 
 @fuzzed

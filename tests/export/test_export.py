@@ -34,6 +34,8 @@ from training.image_encoder import ImageEncoder
 from training.model import Slimp
 from training.run import SEEN, read_info, read_run_config, read_seen
 
+FITTED = ("calibration.json", "novelty.npz", "appearance.npz")
+
 
 def perturbed(model: bytes, by: float) -> bytes:
     """Return an ONNX model whose largest weight is another by a share."""
@@ -61,9 +63,9 @@ def test_a_bundle_opens_and_answers_its_golden_vectors(
     assert bundle.manifest.limits == LIMITS
     assert bundle.manifest.intended_use == RESEARCH_USE
     assert read_seen(bundle.read(SEEN)) == info.seen
-    expected = {*(f"{name}.onnx" for name in GRAPHS), "calibration.json", "novelty.npz"}
+    expected = {*(f"{name}.onnx" for name in GRAPHS), *FITTED}
     assert set(bundle.manifest.files) == expected | {"golden.npz", "MODEL_CARD.md", SEEN}
-    for name in ("calibration.json", "novelty.npz"):
+    for name in FITTED:
         assert bundle.read(name) == (exported.run / name).read_bytes()
 
 

@@ -70,6 +70,7 @@ def make_runtime(catalogue: Catalogue) -> Callable[..., Runtime]:
             "calibration": make_calibration(extrapolation=SAME_COLOUR),
             "encoders": FakeEncoders(),
             "novelty": make_novelty(),
+            "appearance": None,
         }
         models = Models(**{name: overrides.pop(name, part) for name, part in parts.items()})
         return Runtime(**{"models": models, "catalogue": catalogue, "max_k": 50, **overrides})

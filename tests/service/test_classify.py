@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from bundle.calibration import CONDITIONS
+from bundle.errors import CorruptBundle
 from service.errors import InvalidRequest
+from service.pictures import UNLIKE_TRAINING
 from service.runtime import Runtime
 from service.schemas import Assessment
 from tests.fakes import (
@@ -23,6 +25,7 @@ from tests.fakes import (
     Colour,
     colour_embedding,
     draw_image,
+    make_appearance,
     make_calibration,
 )
 from tests.service.asking import answer, ask, assert_error
@@ -274,6 +277,36 @@ def test_a_bundle_without_novelty_says_that_it_cannot_tell(
     assert said.status == "answered"
     assert "novelty" not in said.quality.scores
     assert [warning.code for warning in said.warnings] == ["novelty_unchecked"]
+
+
+def test_a_picture_of_another_look_is_unlike_the_training_images_whatever_it_shows(
+    make_runtime: Callable[..., Runtime],
+) -> None:
+    appearance = make_appearance()
+    calibration = make_calibration(appearance_threshold=10.0)
+    runtime = make_runtime(appearance=appearance, calibration=calibration)
+    alike = runtime.classify([draw_image(RED)])
+    assert alike.status == "answered"
+    assert alike.quality.scores["appearance"] < 10
+    said = runtime.classify([draw_image(GREEN)])
+    assert said.quality.scores["novelty"] < calibration.novelty_threshold
+    assert said.quality.scores["appearance"] > 10
+    assert (said.status, said.quality.reasons) == ("not_assessable", (UNLIKE_TRAINING,))
+    # What was seen before is judged alike, without being looked at again.
+    again = runtime.classify([draw_image(GREEN)])
+    assert again.quality == said.quality
+
+
+@pytest.mark.parametrize("part", ["appearance", "calibration"])
+def test_appearance_without_its_threshold_or_the_reverse_is_refused(
+    part: str, make_runtime: Callable[..., Runtime]
+) -> None:
+    half = {
+        "appearance": make_appearance(),
+        "calibration": make_calibration(appearance_threshold=10.0),
+    }
+    with pytest.raises(CorruptBundle, match="or neither"):
+        make_runtime(**{part: half[part]})
 
 
 # what is refused

@@ -3,18 +3,22 @@ import numpy.typing as npt
 import pytest
 from crepes import ConformalClassifier
 from scipy.stats import binom
+from sklearn.mixture import GaussianMixture
 
+from bundle.appearance import LENGTH
 from bundle.calibration import Conformal, prediction_set, softmax
 from bundle.quality import quality_reasons
 from training.calibration import (
     MIN_LABEL_LESIONS,
     conformal_quantile,
+    fit_appearance,
     fit_condition,
     fit_conformal,
     fit_guess_weight,
     fit_novelty,
     fit_quality,
     group_folds,
+    joint_thresholds,
     operating_points,
     out_of_fold,
 )
@@ -301,3 +305,36 @@ def test_novelty_is_about_one_for_the_training_lesions_and_large_off_them() -> N
     middle = embeddings.mean(0, keepdims=True)
     assert model.score(means).max() < model.score(middle)[0]
     assert fit_novelty(embeddings, label, most=2).components.shape == (2, 6)
+
+
+def test_appearance_is_a_mixture_that_unlike_pictures_are_far_from() -> None:
+    rng = np.random.default_rng(0)
+    described = rng.normal(0, 1, (600, LENGTH)).astype(np.float32)
+    described[300:] = described[300:] / 5 + 12
+    model = fit_appearance(described)
+    assert len(model.weights) == 2
+    own = model.score(described)
+    between = np.full((1, LENGTH), 6, np.float32)
+    assert model.score(between)[0] > own.max()
+    standard = (described - model.centre) / model.scale
+    mixture = GaussianMixture(2, reg_covar=0.01, random_state=0).fit(standard.astype(np.float64))
+    np.testing.assert_allclose(own, -mixture.score_samples(standard) / LENGTH, rtol=1e-3)
+
+
+def test_few_pictures_that_are_all_alike_in_something_have_one_finite_gaussian() -> None:
+    described = np.random.default_rng(1).normal(0, 1, (20, LENGTH)).astype(np.float32)
+    described[:, 3] = 7
+    model = fit_appearance(described)
+    assert len(model.weights) == 1
+    assert np.isfinite(model.score(described)).all()
+
+
+def test_joint_thresholds_leave_a_share_beyond_one_or_another() -> None:
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(size=(2, 4000)).astype(np.float32)
+    low, high = joint_thresholds([first, second * 100], 0.1)
+    beyond = np.stack([first > low, second * 100 > high])
+    assert beyond.any(0).mean() == pytest.approx(0.1, abs=0.002)
+    assert beyond.mean(1) == pytest.approx([0.051, 0.051], abs=0.01)
+    same = joint_thresholds([first, first], 0.1)
+    assert same == pytest.approx([np.quantile(first, 0.9)] * 2, abs=1e-3)

@@ -56,6 +56,7 @@ def test_guesses_that_are_believed_are_calibrated_as_given_records_are() -> None
         encoders=FakeEncoders(),
         calibration=calibration.model_copy(update={"conditions": conditions}),
         novelty=None,
+        appearance=None,
         schema=FieldSchema(fields=(SITE, AGE)),
         image_input=IMAGE_INPUT,
         labels=LABELS,

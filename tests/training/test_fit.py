@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
+from bundle.appearance import AppearanceModel
 from bundle.calibration import CONDITIONS, Calibration, Condition
 from bundle.errors import InvalidSettings, TrainingError
 from bundle.fields import FieldSchema, Record
@@ -31,7 +33,7 @@ from training.classifier import (
 from training.config import AugmentSettings
 from training.data import Squares, fit_schema, load_rows
 from training.encoders import load_encoders
-from training.features import Modality, classify_rows, embed_rows, record_features
+from training.features import Modality, classify_rows, describe_rows, embed_rows, record_features
 from training.fit import fit
 from training.fitted import open_fitted
 from training.heads import Classifier
@@ -65,6 +67,7 @@ def test_a_fitted_run_holds_everything_that_export_reads(
         "context.safetensors",
         "calibration.json",
         "novelty.npz",
+        "appearance.npz",
     }
     info, before = read_info(fitted), read_info(pretrained)
     assert read_run_config(fitted) == read_run_config(pretrained)
@@ -151,19 +154,30 @@ def test_features_are_centred_on_the_train_split(fitted: Path, cohort: Cohort) -
     assert np.median(novelty.score(features)) < calibration_of(fitted).novelty_threshold
 
 
-def test_so_many_calibration_images_as_asked_are_unlike_the_training_lesions(
+def test_so_many_calibration_images_as_asked_are_unlike_the_training_images(
     pretrained: Path, fitted: Path, cohort: Cohort, tmp_path: Path
 ) -> None:
     run = with_settings(pretrained, tmp_path / "run", fit={"epochs": 1, "novel_share": 0.25})
     fit(run, cohort, tmp_path / "fitted")
     rows = load_rows(cohort, ["cal"], LABELS)
     squares = Squares(cohort, rows, read_run_config(fitted).image.input)
-    novelty = NoveltyModel.from_bytes((tmp_path / "fitted/novelty.npz").read_bytes())
-    scores = novelty.score(embed_rows(load_encoders(tmp_path / "fitted"), squares))
-    unlike = scores > calibration_of(tmp_path / "fitted").novelty_threshold
-    assert unlike.mean() == pytest.approx(0.25, abs=1 / len(rows))
-    few = scores > calibration_of(fitted).novelty_threshold
-    assert few.sum() <= 1
+    described = describe_rows(cohort, rows)
+
+    def unlike(fitted: Path) -> list[npt.NDArray[np.bool_]]:
+        novelty = NoveltyModel.from_bytes((fitted / "novelty.npz").read_bytes())
+        appearance = AppearanceModel.from_bytes((fitted / "appearance.npz").read_bytes())
+        calibration = calibration_of(fitted)
+        assert calibration.appearance_threshold is not None
+        return [
+            novelty.score(embed_rows(load_encoders(fitted), squares))
+            > calibration.novelty_threshold,
+            appearance.score(described) > calibration.appearance_threshold,
+        ]
+
+    found = unlike(tmp_path / "fitted")
+    assert np.any(found, axis=0).mean() == pytest.approx(0.25, abs=1 / len(rows))
+    assert all(each.any() for each in found)
+    assert np.any(unlike(fitted), axis=0).sum() <= 1
 
 
 def test_fitting_changes_neither_the_image_tower_nor_the_run_it_reads(
