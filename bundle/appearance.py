@@ -36,7 +36,7 @@ LENGTH = 3 * (3 + len(FINENESS) - 1) + len(PERCENTILES)
 
 
 def describe_appearance(image: Image.Image) -> FloatArray:
-    """Return (LENGTH,) float32 measurements of the picture's centre square.
+    """Return (F,) float32 measurements of the picture's centre square, F = `LENGTH`.
 
     Args:
         image: RGB, as `bundle.images.decode_image` returns it.
