@@ -233,7 +233,7 @@ class FitSettings(Section):
     )
     alpha: float = Field(0.1, gt=0, lt=0.5, description="conformal miss rate")
     novel_share: Share = Field(
-        0.005,
+        0.02,
         description="share of calibration images that are called unlike the training images, by "
         "what the encoder makes of them or by their plain look, and get no answer; a larger one "
         "also turns more pictures of another kind away",
