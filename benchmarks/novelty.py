@@ -149,7 +149,7 @@ def by_form(
 ) -> None:
     """Print the share of test pictures that are called unlike in other forms, by appearance.
 
-    Lesions' first `PICTURES` pictures; their novelty is that of the picture as it is.
+    The first `PICTURES` of the split; their novelty is that of the picture as it is.
     """
     assert model.appearance is not None
     some = np.arange(min(PICTURES, len(test.rows)))
