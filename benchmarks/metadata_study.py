@@ -62,6 +62,7 @@ def fit_heads(run: Path, cohort: Cohort) -> FittedModel:
         encoders=TorchEncoders(fitting.towers, fitting.classifier, None),
         calibration=fitting.calibration,
         novelty=fitting.novelty,
+        appearance=fitting.appearance,
         schema=info.record_schema,
         image_input=config.image.input,
         labels=cohort.info.labels,
