@@ -122,7 +122,7 @@ def added_lesion(port: int, picture: bytes) -> Iterator[float]:
         began = time.perf_counter()
         added = client.post("/lesions", files={"image": picture}).raise_for_status()
         yield time.perf_counter() - began
-        client.delete(f"/lesions/{added.json()['lesion_id']}").raise_for_status()
+        client.delete(added.headers["Location"]).raise_for_status()
 
 
 def main() -> None:

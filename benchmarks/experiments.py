@@ -39,9 +39,9 @@ from training.resampling import (
     auroc_of,
     balanced_accuracy_of,
     estimate,
+    macro_auroc_of,
     mean_by_label_of,
     mean_of,
-    mean_of_known,
     partial_auroc_of,
 )
 from training.retrieval import search_lesions, vote
@@ -331,17 +331,12 @@ def figures_of(path: Path) -> dict[str, Draws]:
     patient = answers["patient"]
     resampling = Resampling([str(p) for p in patient])
     label = answers["true label"]
-
-    def macro_auroc(scores: FloatArray) -> Draws:
-        each = [resampling.draws(auroc_of(label == k, scores[:, k])) for k in np.unique(label)]
-        return mean_of_known(each)
-
     draws: dict[str, Draws] = {}
     for name in FIGURES:
         probabilities = answers[f"label, {name}"]
         decided = probabilities.argmax(1)
         draws[f"balanced {name}"] = resampling.draws(balanced_accuracy_of(label, decided))
-        draws[f"auroc {name}"] = macro_auroc(probabilities)
+        draws[f"auroc {name}"] = resampling.draws(macro_auroc_of(label, probabilities))
     for name in RANKS:
         score = answers[name]
         asked = answers["malignant"], score
@@ -351,7 +346,8 @@ def figures_of(path: Path) -> dict[str, Draws]:
         judged = Resampling([str(p) for p in hits])
         draws[f"top {name}"] = judged.draws(mean_of(np.array(list(hits.values()))))
     for name in NEAREST:
-        draws[f"likeness neighbours, {name}"] = macro_auroc(answers[f"neighbours, {name}"])
+        voted = macro_auroc_of(label, answers[f"neighbours, {name}"])
+        draws[f"likeness neighbours, {name}"] = resampling.draws(voted)
         precision = mean_by_label_of(label, answers[f"precision, {name}"])
         draws[f"likeness precision, {name}"] = resampling.draws(precision)
     return draws | patient_figures(answers)
@@ -365,9 +361,7 @@ def patient_figures(answers: Mapping[str, npt.NDArray[np.generic]]) -> dict[str,
         known = code >= 0
         resampling = Resampling([str(p) for p in answers["patients"][known]])
         code, said = code[known], said[known]
-        draws[f"record {name}"] = mean_of_known(
-            [resampling.draws(auroc_of(code == k, said[:, k])) for k in np.unique(code)]
-        )
+        draws[f"record {name}"] = resampling.draws(macro_auroc_of(code, said))
     return draws
 
 

@@ -78,8 +78,9 @@ FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @dataclass(frozen=True)
 class Scored:
-    """N rows, their (N, D) embeddings and (N,) scores."""
+    """N rows of a cohort, their (N, D) embeddings and (N,) scores."""
 
+    name: str
     rows: Rows
     embeddings: FloatArray
     novelty: FloatArray
@@ -98,7 +99,7 @@ def scores_of(model: FittedModel, cohort: Cohort, splits: Sequence[str]) -> Scor
     rows = load_rows(cohort, splits, model.labels)
     embeddings = embed_rows(model.encoders, Squares(cohort, rows, model.image_input))
     appearance = model.appearance.score(describe_rows(cohort, rows))
-    return Scored(rows, embeddings, model.novelty.score(embeddings), appearance)
+    return Scored(cohort.info.name, rows, embeddings, model.novelty.score(embeddings), appearance)
 
 
 def thresholds_of(model: FittedModel, cal: Scored) -> list[list[Any]]:
@@ -109,11 +110,7 @@ def thresholds_of(model: FittedModel, cal: Scored) -> list[list[Any]]:
 
 
 def compare_cohorts(
-    thresholds: Sequence[Sequence[float]],
-    own: Cohort,
-    test: Scored,
-    others: Sequence[Scored],
-    names: Sequence[str],
+    thresholds: Sequence[Sequence[float]], test: Scored, others: Sequence[Scored]
 ) -> None:
     """Print a row a cohort."""
     header = ["", "images", "AUROC by novelty", "by appearance", "called unlike"]
@@ -126,21 +123,18 @@ def compare_cohorts(
             show(estimate(resampling.draws(mean_of(scored.beyond(each))))) for each in thresholds
         ]
 
-    cells = [f"{own.info.name}, test", str(len(test.rows)), "", "", *flagged(test)]
+    cells = [f"{test.name}, test", str(len(test.rows)), "", "", *flagged(test)]
     print(f"| {' | '.join(cells)} |", flush=True)
-    for name, strange in zip(names, others, strict=True):
+    for strange in others:
         groups = [f"own {g}" for g in test.rows.group_id]
         groups += [f"other {g}" for g in strange.rows.group_id]
         unlike = np.repeat([False, True], [len(test.rows), len(strange.rows)])
         resampling = Resampling(groups)
         apart = [
             resampling.draws(auroc_of(unlike, np.concatenate(pair)))
-            for pair in (
-                (test.novelty, strange.novelty),
-                (test.appearance, strange.appearance),
-            )
+            for pair in ((test.novelty, strange.novelty), (test.appearance, strange.appearance))
         ]
-        cells = [name, str(len(strange.rows)), *(show(estimate(draws)) for draws in apart)]
+        cells = [strange.name, str(len(strange.rows)), *(show(estimate(draws)) for draws in apart)]
         print(f"| {' | '.join([*cells, *flagged(strange)])} |", flush=True)
 
 
@@ -196,14 +190,8 @@ def main() -> None:
     model, own = open_fitted(options.model), Cohort.open(options.cohort)
     test, cal = (scores_of(model, own, [split]) for split in ("test", "cal"))
     thresholds = thresholds_of(model, cal)
-    others = [Cohort.open(path) for path in options.other]
-    compare_cohorts(
-        thresholds,
-        own,
-        test,
-        [scores_of(model, other, SPLITS) for other in others],
-        [other.info.name for other in others],
-    )
+    others = [scores_of(model, Cohort.open(path), SPLITS) for path in options.other]
+    compare_cohorts(thresholds, test, others)
     by_form(model, thresholds, own, test)
     by_score(model, test)
 

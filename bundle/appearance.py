@@ -8,22 +8,24 @@ neither the file's resolution nor its compression counts for much. A mixture of 
 likely such measurements are among the training pictures.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bundle.arrays import read_numbers, write_arrays
+from bundle.arrays import ArrayModel
 from bundle.errors import CorruptBundle
+from bundle.images import ImageInput, resize_image
+from bundle.quality import REDUCING_GAP
 
 FloatArray = npt.NDArray[np.float32]
 
 SIDE_PX = 64
-# As in `bundle/quality.py`.
-REDUCING_GAP = 6.0
+SQUARE = ImageInput(size_px=SIDE_PX, resize_px=SIDE_PX)
 # Of rings of spatial frequency, in cycles across the picture; the last reaches into the corners.
 FINENESS = (1, 2, 4, 8, 16, 24, 46)
 # Radii in sides: the middle, and what lies beyond the rim.
@@ -41,16 +43,9 @@ def describe_appearance(image: Image.Image) -> FloatArray:
     Args:
         image: RGB, as `bundle.images.decode_image` returns it.
     """
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    small = image.resize(
-        (SIDE_PX, SIDE_PX),
-        Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
-        reducing_gap=REDUCING_GAP,
-    )
+    small = resize_image(image, SQUARE, reducing_gap=REDUCING_GAP)
     # Light, and the two differences of colours that do not change with it: (3, SIDE_PX ** 2).
-    planes = PLANES @ (np.asarray(small, np.float32).reshape(-1, 3).T / 255)
+    planes = PLANES @ (small.reshape(-1, 3).T.astype(np.float32) / 255)
     means = planes.mean(1)
     planes -= means[:, None]
     rings, fall = _weights()
@@ -82,7 +77,7 @@ def _weights() -> tuple[FloatArray, FloatArray]:
 
 
 @dataclass(frozen=True)
-class AppearanceModel:
+class AppearanceModel(ArrayModel):
     """What the training pictures' measurements are like: a mixture of K Gaussians.
 
     Attributes:
@@ -93,6 +88,8 @@ class AppearanceModel:
         whitening: (K, LENGTH, LENGTH) float32, upper triangular: times a deviation from the mean it
             has unit covariance.
     """
+
+    FILE: ClassVar[str] = "appearance.npz"
 
     centre: FloatArray
     scale: FloatArray
@@ -115,33 +112,19 @@ class AppearanceModel:
         score: FloatArray = (-density / LENGTH).astype(np.float32)
         return score
 
-    def to_bytes(self) -> bytes:
-        """Return the model as the content of `appearance.npz`."""
-        return write_arrays(self.__dict__)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "AppearanceModel":
-        """Read what `to_bytes` wrote; nothing is unpickled.
-
-        Raises:
-            CorruptBundle: the bytes are no archive of arrays, or the arrays do not fit together.
-        """
-        names = [field.name for field in fields(cls)]
-        model = cls(**read_numbers(data, "appearance.npz", names))
-        model._check()
-        return model
-
-    def _check(self) -> None:
+    def shapes(self) -> dict[str, tuple[int, ...]] | None:
         count = self.weights.size
-        expected = {
+        if count == 0:
+            return None
+        return {
             "centre": (LENGTH,),
             "scale": (LENGTH,),
             "weights": (count,),
             "means": (count, LENGTH),
             "whitening": (count, LENGTH, LENGTH),
         }
-        if {name: a.shape for name, a in self.__dict__.items()} != expected or count == 0:
-            raise CorruptBundle("appearance.npz: the arrays' shapes do not fit together")
+
+    def check_values(self) -> None:
         diagonal = np.diagonal(self.whitening, axis1=1, axis2=2)
         if min(self.scale.min(), self.weights.min(), diagonal.min()) <= 0:
-            raise CorruptBundle("appearance.npz: expected scales and weights above 0")
+            raise CorruptBundle(f"{self.FILE}: expected scales and weights above 0")

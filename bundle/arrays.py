@@ -1,12 +1,16 @@
-"""Named arrays as the bytes of an `.npz` archive; nothing is pickled or unpickled."""
+"""Named arrays as the bytes of an `.npz` archive; nothing is pickled or unpickled.
+
+`ArrayModel` is what a model of a few fitted arrays is made of.
+"""
 
 import io
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -61,27 +65,6 @@ def read_arrays(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def read_numbers(
-    data: bytes, name: str, expected: Collection[str]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return an archive's arrays, of any shape, where they are these and of finite float32.
-
-    Args:
-        data: the archive.
-        name: its file name, for the message.
-        expected: the arrays' names.
-
-    Raises:
-        CorruptBundle: the bytes are no archive of plain arrays, or of others.
-    """
-    arrays = read_arrays(data, name)
-    if set(arrays) != set(expected):
-        raise CorruptBundle(f"{name}: expected {sorted(expected)}, got {sorted(arrays)}")
-    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
-        raise CorruptBundle(f"{name}: expected finite float32 arrays")
-    return arrays
-
-
 def _check_members(data: bytes, name: str) -> None:
     """Refuse members that would unpack to more than the file: ours are stored as they are."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -96,3 +79,49 @@ def _unreadable(name: str, reason: str) -> CorruptBundle:
         f"{name}: expected an archive of arrays, got what NumPy cannot read ({reason}): "
         "copy or export the bundle again"
     )
+
+
+@dataclass(frozen=True)
+class ArrayModel:
+    """A fitted model whose every field is a float32 array, and its file in runs and bundles.
+
+    Attributes:
+        FILE: the file's name.
+    """
+
+    FILE: ClassVar[str]
+
+    def to_bytes(self) -> bytes:
+        """Return the model as the content of its file."""
+        return write_arrays(self.__dict__)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote; nothing is unpickled.
+
+        Raises:
+            CorruptBundle: the bytes are no archive of arrays, or the arrays do not fit together.
+        """
+        arrays = read_arrays(data, cls.FILE)
+        names = {field.name for field in fields(cls)}
+        if set(arrays) != names:
+            raise CorruptBundle(f"{cls.FILE}: expected {sorted(names)}, got {sorted(arrays)}")
+        if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
+            raise CorruptBundle(f"{cls.FILE}: expected finite float32 arrays")
+        model = cls(**arrays)
+        if {name: a.shape for name, a in arrays.items()} != model.shapes():
+            raise CorruptBundle(f"{cls.FILE}: the arrays' shapes do not fit together")
+        model.check_values()
+        return model
+
+    def shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Return the shape that each array must have beside the others, None where none fits."""
+        raise NotImplementedError
+
+    def check_values(self) -> None:
+        """Refuse numbers that the model cannot compute with; the shapes are right.
+
+        Raises:
+            CorruptBundle: saying what was expected.
+        """
+        raise NotImplementedError

@@ -223,12 +223,20 @@ def crop_box(width: int, height: int, spec: ImageInput) -> tuple[float, float, f
     return left, top, left + side, top + side
 
 
-def resize_image(image: Image.Image, spec: ImageInput) -> npt.NDArray[np.uint8]:
-    """Return the centre square as (H, W, 3) uint8, H = W = size_px."""
+def resize_image(
+    image: Image.Image, spec: ImageInput, *, reducing_gap: float = REDUCING_GAP
+) -> npt.NDArray[np.uint8]:
+    """Return the centre square as (H, W, 3) uint8, H = W = size_px.
+
+    Args:
+        image: RGB.
+        spec: the square's size, and what of the picture it is.
+        reducing_gap: how many times finer than the square pixels are before the filter.
+    """
     box = crop_box(image.width, image.height, spec)
     size = (spec.size_px, spec.size_px)
     return np.asarray(
-        image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=REDUCING_GAP)
+        image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=reducing_gap)
     )
 
 

@@ -6,19 +6,20 @@ arXiv 1807.03888; the residual as in Wang et al., 2022, arXiv 2203.10807). Fitti
 belong to training; the threshold is fitted on lesions that no encoder saw.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.arrays import read_numbers, write_arrays
+from bundle.arrays import ArrayModel
 from bundle.errors import CorruptBundle
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class NoveltyModel:
+class NoveltyModel(ArrayModel):
     """What the training lesions' embeddings look like.
 
     Attributes:
@@ -28,6 +29,8 @@ class NoveltyModel:
         label_means: (C, R) float32, label means in those directions, divided by `scales`.
         residual_scale: (1,) float32, root mean square of what the components leave unexplained.
     """
+
+    FILE: ClassVar[str] = "novelty.npz"
 
     centre: FloatArray
     components: FloatArray
@@ -51,32 +54,18 @@ class NoveltyModel:
         score: FloatArray = np.sqrt((nearest + residual) / 2).astype(np.float32)
         return score
 
-    def to_bytes(self) -> bytes:
-        """Return the model as the content of `novelty.npz`."""
-        return write_arrays(self.__dict__)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "NoveltyModel":
-        """Read what `to_bytes` wrote; nothing is unpickled.
-
-        Raises:
-            CorruptBundle: the bytes are no archive of arrays, or the arrays do not fit together.
-        """
-        names = [field.name for field in fields(cls)]
-        model = cls(**read_numbers(data, "novelty.npz", names))
-        model._check()
-        return model
-
-    def _check(self) -> None:
+    def shapes(self) -> dict[str, tuple[int, ...]] | None:
         (dim, rank, labels) = (self.centre.size, self.scales.size, len(self.label_means))
-        expected = {
+        if labels == 0:
+            return None
+        return {
             "centre": (dim,),
             "components": (rank, dim),
             "scales": (rank,),
             "label_means": (labels, rank),
             "residual_scale": (1,),
         }
-        if {name: a.shape for name, a in self.__dict__.items()} != expected or labels == 0:
-            raise CorruptBundle("novelty.npz: the arrays' shapes do not fit together")
+
+    def check_values(self) -> None:
         if (self.scales <= 0).any() or self.residual_scale[0] <= 0:
-            raise CorruptBundle("novelty.npz: expected scales above 0")
+            raise CorruptBundle(f"{self.FILE}: expected scales above 0")

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from bundle.arrays import ArrayModel
 from bundle.calibration import CONDITIONS, Calibration
 from bundle.errors import BundleError, CorruptBundle
 from bundle.manifest import (
@@ -26,6 +27,7 @@ from bundle.manifest import (
     parse_manifest,
 )
 
+Model = TypeVar("Model", bound=ArrayModel)
 MANIFEST = "manifest.json"
 REQUIRED = ("image_encoder.onnx", "classifier.onnx", "calibration.json", "golden.npz")
 MAX_FILE_BYTES = 4 * 1024**3
@@ -61,6 +63,14 @@ class Bundle:
         if not self.has(name):
             raise CorruptBundle(f"{name}: the manifest does not list this file")
         return read_verified(self.path, name, self.manifest.files[name])
+
+    def read_model(self, kind: type[Model]) -> Model | None:
+        """Return a model of arrays, None where the bundle has none.
+
+        Raises:
+            CorruptBundle: the file is missing, changed, or not of this kind.
+        """
+        return kind.from_bytes(self.read(kind.FILE)) if self.has(kind.FILE) else None
 
 
 def check_free(out: Path) -> None:

@@ -20,8 +20,6 @@ from bundle.novelty import NoveltyModel
 from bundle.records import encode_records
 from bundle.store import open_bundle
 
-NOVELTY_FILE, APPEARANCE_FILE = "novelty.npz", "appearance.npz"
-
 
 @dataclass(frozen=True)
 class Models:
@@ -119,20 +117,12 @@ def load_models(
     if side_by_side and encoders.is_on_cpu and encoders.threads > 1:
         narrow = encoders.with_threads(1)
         check_golden(bundle, narrow)
-    novelty = (
-        NoveltyModel.from_bytes(bundle.read(NOVELTY_FILE)) if bundle.has(NOVELTY_FILE) else None
-    )
-    appearance = (
-        AppearanceModel.from_bytes(bundle.read(APPEARANCE_FILE))
-        if bundle.has(APPEARANCE_FILE)
-        else None
-    )
     return Models(
         bundle.manifest,
         bundle.calibration,
         encoders,
-        novelty,
-        appearance,
+        bundle.read_model(NoveltyModel),
+        bundle.read_model(AppearanceModel),
         variant=encoders.variant.name,
         narrow=narrow,
     )

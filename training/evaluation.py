@@ -40,7 +40,7 @@ from training.data import Rows, Squares, load_rows
 from training.duplicates import describe_near_duplicates, find_near_duplicates, thumbnails
 from training.encoders import TorchEncoders
 from training.extrapolation_study import believing, guess_accuracy, study
-from training.features import describe_rows, embed_rows, measure_rows
+from training.features import embed_rows, look_at_rows
 from training.fitted import FittedModel, open_fitted
 from training.frozen import KEEP_MIB, Frozen, FrozenFeatures
 from training.harm import harm_and_help, worst_harms
@@ -375,31 +375,29 @@ class Judging:
     def _assess(self, embeddings: FloatArray) -> dict[str, Any]:
         """Return the share of images that a service would not judge, and why."""
         calibration, count = self.fitted.calibration, len(self.rows)
-        measured = measure_rows(self.cohort, self.rows)
+        measured, described = look_at_rows(self.cohort, self.rows)
         reasons = [quality_reasons(scores, calibration.quality) for scores in measured]
-        unlike = dict.fromkeys(UNLIKE, np.zeros(count, np.bool_))
+        unlike: dict[str, npt.NDArray[np.bool_]] = {}
         if self.fitted.novelty is not None:
             score = self.fitted.novelty.score(embeddings)
             unlike["novelty"] = score > calibration.novelty_threshold
         look = calibration.appearance_threshold
         if self.fitted.appearance is not None and look is not None:
-            score = self.fitted.appearance.score(describe_rows(self.cohort, self.rows))
-            unlike["appearance"] = score > look
+            unlike["appearance"] = self.fitted.appearance.score(described) > look
         bad = np.array([bool(found) for found in reasons])
         by_reason = {
             reason: sum(reason in found for found in reasons) / count
             for reason in sorted({reason for found in reasons for reason in found})
         }
         shares = {
-            name: null(f"the bundle has no {name} model")
-            if getattr(self.fitted, name) is None
-            else {"value": float(found.mean())}
-            for name, found in unlike.items()
+            name: {"value": float(unlike[name].mean())}
+            if name in unlike
+            else null(f"the bundle has no {name} model")
+            for name in UNLIKE
         }
+        refused = np.any([bad, *unlike.values()], axis=0)
         return {
-            "not_assessable": {
-                "value": float((bad | np.any(list(unlike.values()), axis=0)).mean())
-            },
+            "not_assessable": {"value": float(refused.mean())},
             "quality": {"value": float(bad.mean())},
             "quality_by_reason": by_reason,
             **shares,

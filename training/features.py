@@ -1,11 +1,12 @@
 """A cohort through the encoders: image features, record features and classifier logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bundle.appearance import describe_appearance
 from bundle.encoder import Encoders
@@ -37,22 +38,22 @@ def embed_rows(
     return embeddings
 
 
-def measure_rows(cohort: Cohort, rows: Rows, *, batch: int = 32) -> list[dict[str, float]]:
-    """Return the quality measurements of N images, by name."""
-    quality: list[dict[str, float]] = []
+def pictures_of(cohort: Cohort, rows: Rows, *, batch: int = 32) -> Iterator[Image.Image]:
+    """Yield N images as RGB pictures, in order."""
     for part in in_order(len(rows), batch):
         files = cohort.images([int(rows.position[i]) for i in part])
-        quality.extend(measure_quality(decode_image(data)) for data in files)
-    return quality
+        yield from map(decode_image, files)
 
 
-def describe_rows(cohort: Cohort, rows: Rows, *, batch: int = 32) -> FloatArray:
+def describe_rows(cohort: Cohort, rows: Rows) -> FloatArray:
     """Return the (N, F) float32 plain measurements of N images (`bundle/appearance.py`)."""
-    described: list[FloatArray] = []
-    for part in in_order(len(rows), batch):
-        files = cohort.images([int(rows.position[i]) for i in part])
-        described.extend(describe_appearance(decode_image(data)) for data in files)
-    return np.stack(described)
+    return np.stack([describe_appearance(picture) for picture in pictures_of(cohort, rows)])
+
+
+def look_at_rows(cohort: Cohort, rows: Rows) -> tuple[list[dict[str, float]], FloatArray]:
+    """Return the quality measurements of N images, by name, and what `describe_rows` does."""
+    looked = [(measure_quality(p), describe_appearance(p)) for p in pictures_of(cohort, rows)]
+    return [quality for quality, _ in looked], np.stack([described for _, described in looked])
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ from training.features import (
     classify_rows,
     describe_rows,
     embed_rows,
-    measure_rows,
+    look_at_rows,
     record_features,
 )
 from training.heads import Classifier, ContextModel
@@ -342,7 +342,7 @@ class Fitting:
             c: fit_condition(logits[c], unseen[c], label, prior, alpha=self.config.fit.alpha)
             for c in CONDITIONS
         }
-        described = describe_rows(self.cohort, cal.rows)
+        quality, described = look_at_rows(self.cohort, cal.rows)
         novel, unlike = joint_thresholds(
             [self.novelty.score(cal.embeddings), self.appearance.score(described)],
             self.config.fit.novel_share,
@@ -350,7 +350,7 @@ class Fitting:
         calibration = Calibration(
             conditions=fitted,
             prevalence={k: float(p) for k, p in zip(self.labels, prior, strict=True)},
-            quality=fit_quality(measure_rows(self.cohort, cal.rows), self.config.image.size_px),
+            quality=fit_quality(quality, self.config.image.size_px),
             novelty_threshold=novel,
             appearance_threshold=unlike,
             extrapolation=extrapolation,
@@ -472,8 +472,8 @@ class Fitting:
         if self.context is not None:
             save_file(_weights(self.context), out / "context.safetensors")
         write_json(out / "calibration.json", self.calibration.model_dump(mode="json"))
-        (out / "novelty.npz").write_bytes(self.novelty.to_bytes())
-        (out / "appearance.npz").write_bytes(self.appearance.to_bytes())
+        for model in (self.novelty, self.appearance):
+            (out / model.FILE).write_bytes(model.to_bytes())
 
 
 def context_answers(encoders: Encoders, table: LesionTable) -> FloatArray:

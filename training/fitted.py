@@ -22,7 +22,6 @@ from training.processes import best_device
 from training.run import SEEN, SeenGroups, read_info, read_run_config, read_seen
 
 FloatArray = npt.NDArray[np.float32]
-NOVELTY, APPEARANCE = "novelty.npz", "appearance.npz"
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,8 @@ def _open_bundle(path: Path, variant: str | None) -> FittedModel:
         variant=encoders.variant.name,
         encoders=encoders,
         calibration=bundle.calibration,
-        novelty=NoveltyModel.from_bytes(bundle.read(NOVELTY)) if bundle.has(NOVELTY) else None,
-        appearance=(
-            AppearanceModel.from_bytes(bundle.read(APPEARANCE)) if bundle.has(APPEARANCE) else None
-        ),
+        novelty=bundle.read_model(NoveltyModel),
+        appearance=bundle.read_model(AppearanceModel),
         schema=manifest.record_schema,
         image_input=manifest.image_input,
         labels=manifest.labels,
@@ -131,18 +128,15 @@ def _open_run(path: Path) -> FittedModel:
         raise TrainingError(f"{path}: expected calibration.json: run `slimp fit` first") from None
     except ValidationError as error:
         raise TrainingError(f"{path}/calibration.json: {error.errors()[0]['msg']}") from None
+    look = path / AppearanceModel.FILE
     return FittedModel(
         kind="run",
         id=_identify(path),
         variant=BASE_VARIANT,
         encoders=encoders,
         calibration=calibration,
-        novelty=NoveltyModel.from_bytes((path / NOVELTY).read_bytes()),
-        appearance=(
-            AppearanceModel.from_bytes((path / APPEARANCE).read_bytes())
-            if (path / APPEARANCE).exists()
-            else None
-        ),
+        novelty=NoveltyModel.from_bytes((path / NoveltyModel.FILE).read_bytes()),
+        appearance=AppearanceModel.from_bytes(look.read_bytes()) if look.exists() else None,
         schema=info.record_schema,
         image_input=read_run_config(path).image.input,
         labels=info.labels,
@@ -153,7 +147,7 @@ def _open_run(path: Path) -> FittedModel:
 
 def _identify(run: Path) -> str:
     digest = hashlib.sha256()
-    named = [run / name for name in ("run.json", "calibration.json", NOVELTY)]
+    named = [run / name for name in ("run.json", "calibration.json", NoveltyModel.FILE)]
     for path in [*named, *sorted(run.glob("*.safetensors"))]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

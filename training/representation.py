@@ -24,6 +24,7 @@ from training.resampling import (
     auroc_of,
     balanced_accuracy_of,
     estimate,
+    macro_auroc_of,
     mean_by_label_of,
     mean_of,
     mean_of_known,
@@ -246,8 +247,7 @@ def _learn_few(
         own = probe(standard[rows], few, asked[labelled.rows], classes=len(task.labels))
         decided = balanced_accuracy_of(label, own.argmax(1))
         accuracies.append(labelled.resampling.draws(decided))
-        each = [auroc_of(label == k, own[:, k])(whole) for k in np.unique(label)]
-        aurocs.append(float(mean_of_known(each)[0]))
+        aurocs.append(float(macro_auroc_of(label, own)(whole)[0]))
     mean = np.mean(accuracies, axis=0)
     spread = float(np.std([draws[0] for draws in accuracies]))
     present = [len(np.unique(task.reference.label[rows])) for rows in size.rows]

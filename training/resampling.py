@@ -233,6 +233,21 @@ def balanced_accuracy_of(label: IntArray, decided: IntArray) -> Statistic:
     return mean_by_label_of(label, label == decided)
 
 
+def macro_auroc_of(label: IntArray, scores: npt.NDArray[Any]) -> Statistic:
+    """Return the mean, over the labels, of the AUROC of each against the rest.
+
+    Args:
+        label: (N,) int64, 0 to C - 1.
+        scores: (N, C) numbers.
+    """
+    each = [auroc_of(label == k, scores[:, k]) for k in np.unique(label)]
+
+    def statistic(weights: Weights) -> Draws:
+        return mean_of_known([auroc(weights) for auroc in each])
+
+    return statistic
+
+
 def mean_by_label_of(label: IntArray, values: npt.NDArray[Any]) -> Statistic:
     """Return the mean, over the labels that a resample holds, of the mean over their rows.
 

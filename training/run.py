@@ -4,7 +4,7 @@ config.json          the resolved configuration
 run.json             what the run is: fields, labels, data, groups seen; written last
 towers.safetensors   the encoders and their projections
 classifier.safetensors  context.safetensors (with patient ids)  } after `fit`
-calibration.json  novelty.npz  appearance.npz              }
+calibration.json        novelty.npz  appearance.npz             }
 metrics.jsonl        one line a log step
 state/               what --resume needs
 """

@@ -20,6 +20,7 @@ from training.resampling import (
     balanced_accuracy_of,
     calibration_error_of,
     estimate,
+    macro_auroc_of,
     mean_of,
     mean_of_known,
     means_by_label_of,
@@ -302,7 +303,7 @@ def label_draws(
         prior: (C,) float32, the prevalence that the probabilities hold at.
     """
     own = probabilities[labelled.rows]
-    macro = _macro(_label_aurocs(own, labelled))
+    macro = labelled.resampling.draws(macro_auroc_of(labelled.label, own))
     return {**_decision_draws(own, labelled, prior), "macro_auroc": macro}
 
 
