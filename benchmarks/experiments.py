@@ -278,8 +278,12 @@ def may_resume(run: Path) -> bool:
 def run_cell(variant: Variant, config: Config, cohort: Cohort, out: Path) -> None:
     """Pre-train one cell and leave its answers; nothing is done where they are."""
     stored = out / "config.json"
-    if stored.exists() and (was := Config.model_validate_json(stored.read_bytes())) != config:
-        raise SystemExit(f"{out} is of images of {was.image.size_px} pixels: name another folder")
+    if stored.exists():
+        # The settings of `slimp fit` take no part in a cell.
+        was = Config.model_validate_json(stored.read_bytes()).model_copy(update={"fit": config.fit})
+        if was != config:
+            pixels = f"{was.image.size_px} pixels, this one of {config.image.size_px}"
+            raise SystemExit(f"{out} is of other settings ({pixels}): name another folder")
     if (out / ANSWERS).exists():
         return
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
