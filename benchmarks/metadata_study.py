@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import set_seed
 
 from bundle.fields import Field, Record
 from bundle.records import FieldColumn
@@ -53,6 +54,7 @@ def fit_heads(run: Path, cohort: Cohort) -> FittedModel:
     info, config = read_info(run), read_run_config(run)
     heads = config.fit.model_copy(update={"tune_image": False, "epochs": EPOCHS})
     config = config.model_copy(update={"fit": heads})
+    set_seed(config.seed)
     fitting = Fitting(load_towers(run), info.record_schema, config, cohort, silent)
     fitting.fit(in_context=False)
     return FittedModel(

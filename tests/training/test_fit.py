@@ -19,6 +19,7 @@ from bundle.errors import InvalidSettings, TrainingError
 from bundle.fields import FieldSchema, Record
 from bundle.images import ImageInput, decode_image, prepare_image
 from bundle.novelty import NoveltyModel
+from bundle.records import EncodedRecords
 from cohort.cohort import Cohort
 from cohort.splits import Split
 from tests.training.squares import LABELS, SCHEMA, squares, tiny_config, write_cohort
@@ -503,3 +504,39 @@ def test_a_mixed_picture_teaches_both_its_labels_and_no_record(cohort: Cohort) -
     said = logits.softmax(1)[0]
     assert said[0] == pytest.approx(0.7, abs=0.1)
     assert said[1] == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_images_answer_is_to_the_bit_that_of_a_twin_without_records(cohort: Cohort) -> None:
+    rows = load_rows(cohort, ["train"], LABELS)
+    schema, config = fit_schema(cohort.schema, rows), tiny_config(fit={"epochs": 3})
+    told = ConditionRecords.of(rows, [{}] * len(rows), schema)
+    nothing = {
+        level: EncodedRecords(own.values, np.zeros_like(own.present))
+        for level, own in told.given.items()
+    }
+    untold = dataclasses.replace(told, given=nothing, balance=None)
+
+    def trained(records: ConditionRecords) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        towers = Slimp(config, schema)
+        classifier = Classifier(towers.embedding_dim, len(LABELS), hidden=8, dropout=0.5)
+        features = torch.randn(len(rows), towers.embedding_dim)
+        train_classifier(
+            towers,
+            classifier,
+            feature_table(features.numpy(), 8, seed=0),
+            rows,
+            records,
+            config.fit,
+            tune=False,
+            steps_per_epoch=-(-len(rows) // 8),
+            seed=0,
+        )
+        return classifier.state_dict()
+
+    known, unknown = trained(told), trained(untold)
+    alike = {name for name in known if torch.equal(known[name], unknown[name])}
+    of_image = {n for n in known if n.startswith(("image_vote", "image_hidden", "norms.0"))}
+    assert of_image
+    assert of_image <= alike
+    assert any(name.startswith("joint") for name in known.keys() - alike)
