@@ -78,7 +78,7 @@ endif
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bundle cohort index training export service slimp tests
+	$(BIN)/mypy bundle cohort index training export service slimp tests benchmarks
 
 check: lint
 	$(MAKE) test

@@ -20,26 +20,16 @@ import numpy.typing as npt
 from accelerate.utils import set_seed
 from sklearn.model_selection import StratifiedGroupKFold
 
-from benchmarks.experiments import (
-    ANSWERS,
-    FIGURES,
-    FRACTIONS,
-    HEADS,
-    PATIENTS,
-    RANKS,
-    FloatArray,
-    answers_of,
-    figures_of,
-    frozen_features,
-    make_cohort,
-    may_resume,
-)
+from benchmarks.experiment_answers import answers_of, frozen_features
+from benchmarks.experiment_report import ANSWERS, FIGURES, HEADS, RANKS, figures_of
+from benchmarks.experiments import FRACTIONS, PATIENTS, make_cohort, may_resume
 from cohort.cohort import Cohort
 from cohort.splits import SPLITS
 from cohort.store import prepare
 from cohort.synthetic import synthetic_source
 from training.adapt import adapt
 from training.data import load_rows
+from training.features import FloatArray
 from training.growth import grow, join_schemas
 from training.probes import probe, standardise_features
 from training.report import show
@@ -76,7 +66,7 @@ def run_way(way: str, seed: int, source: Cohort, target: Cohort, folder: Path) -
             rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
             partial = out / "partial.npz"
             features = frozen_features(towers, cohort, rows, config, schema)
-            np.savez(partial, **answers_of(features, rows))
+            np.savez(partial, allow_pickle=False, **answers_of(features, rows))
             partial.replace(file)
 
 

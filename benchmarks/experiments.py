@@ -19,47 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from bundle.fields import FieldSchema
-from bundle.images import decode_image, standardise
+from benchmarks.experiment_answers import answers_of, frozen_features
+from benchmarks.experiment_report import ANSWERS, report
+from bundle.images import decode_image
 from cohort.cohort import Cohort
+from cohort.splits import Split
 from cohort.store import prepare
 from cohort.synthetic import synthetic_source
 from training.config import Config, read_config
-from training.data import Rows, Squares, fit_schema, in_order, load_rows
-from training.metrics import hit_in_top
+from training.data import fit_schema, load_rows
 from training.model import Slimp
-from training.probes import probe, standardise_features
-from training.report import show
-from training.resampling import (
-    Draws,
-    Resampling,
-    auroc_of,
-    balanced_accuracy_of,
-    estimate,
-    macro_auroc_of,
-    mean_by_label_of,
-    mean_of,
-    partial_auroc_of,
-)
-from training.retrieval import search_lesions, vote
 from training.run import load_towers, read_info
 from training.trainer import last_checkpoint, pretrain
 
-FloatArray = npt.NDArray[np.float32]
 CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
 # Frozen before the first run: 405 patients train, 405 are held out.
 PATIENTS, SEED = 900, 7
 IMAGE_PX = 64
-FRACTIONS = {"train": 0.45, "val": 0.05, "cal": 0.05, "test": 0.45}
-ANSWERS = "answers.npz"
-TOP, LEAST_LESIONS = 3, 15
-# Retrieved lesions that are judged, and the sensitivity above which ISIC 2024 takes the area.
-FIRST, SENSITIVITY = 5, 0.8
-# What the outer loss is about: fields of the patient's record that a look may tell.
-PATIENT_FIELDS = ("fitzpatrick_skin_type", "sun_exposure", "family_history_melanoma", "sex")
+FRACTIONS: Mapping[Split, float] = {"train": 0.45, "val": 0.05, "cal": 0.05, "test": 0.45}
 
 
 @dataclass(frozen=True)
@@ -109,147 +88,6 @@ VARIANTS = (
 )
 
 
-@dataclass(frozen=True)
-class Features:
-    """Frozen features of N images.
-
-    Attributes:
-        image: (N, D) float32.
-        record: (N, 2 D) float32, lesion and patient record; zeros where a tower is absent.
-    """
-
-    image: FloatArray
-    record: FloatArray
-
-
-@torch.inference_mode()
-def frozen_features(
-    towers: Slimp, cohort: Cohort, rows: Rows, config: Config, schema: FieldSchema
-) -> Features:
-    """Return the towers' features of the rows, by the preprocessing of serving.
-
-    Args:
-        towers: set to evaluation.
-        cohort: the rows' cohort.
-        rows: N.
-        config: of the towers.
-        schema: by which the towers read records: the fields as they were fitted in training.
-    """
-    towers.eval()
-    squares = Squares(cohort, rows, config.image.input)
-    encoded = {level: rows.encode(schema, level) for level in ("lesion", "patient")}
-    images, records = [], []
-    for part in in_order(len(rows), 128):
-        pixels = torch.from_numpy(standardise(squares.read(part), squares.spec))
-        images.append(towers.image(pixels).numpy())
-        both = []
-        for level, known in encoded.items():
-            tower, own = towers.records(level), known.rows(np.array(part))
-            values, present = torch.from_numpy(own.values), torch.from_numpy(own.present)
-            empty = torch.zeros(len(part), towers.embedding_dim)
-            both.append(empty if tower is None else tower(values, present))
-        records.append(torch.cat(both, dim=1).numpy())
-    return Features(np.concatenate(images), np.concatenate(records))
-
-
-def in_company(features: FloatArray, patient: npt.NDArray[np.int64]) -> FloatArray:
-    """Return (N, 2 D + 1) features, their gap to the patient's other lesions and its size."""
-    gaps = np.zeros_like(features)
-    for number in np.unique(patient):
-        own = patient == number
-        others = max(1, own.sum() - 1)
-        gaps[own] = (features[own] - features[own].mean(0)) * own.sum() / others
-    size = np.linalg.norm(gaps, axis=1, keepdims=True)
-    return np.concatenate([features, gaps, size], axis=1)
-
-
-def probed(features: FloatArray, target: npt.NDArray[np.int64], train: npt.NDArray[np.bool_]):
-    """Return (M, C) probabilities of the held-out rows by balanced logistic regression."""
-    known, asked = standardise_features(features[train], features[~train])
-    return probe(known, target[train], asked, classes=int(target.max()) + 1)
-
-
-def retrieved(
-    features: FloatArray, rows: Rows, train: npt.NDArray[np.bool_]
-) -> tuple[FloatArray, npt.NDArray[np.float64]]:
-    """Return what the train rows nearest to each held-out row say, by cosine.
-
-    Every lesion of this cohort has one picture, so that rows are lesions.
-
-    Returns:
-        (M, C) shares of the labels among the ten nearest, and (M,) the share of the row's own
-        label among the first `FIRST`.
-    """
-    known, asked = rows.take(train), rows.take(~train)
-    reference, query = features[train], features[~train]
-    shares = vote(
-        query,
-        asked.group_id,
-        reference,
-        known.group_id,
-        known.label,
-        classes=int(rows.label.max()) + 1,
-    )
-    found = search_lesions(
-        query, asked.group_id, asked.label, reference, known.group_id, known.label
-    )
-    return shares, found.precision[FIRST]
-
-
-def of_patients(features: FloatArray, patient: npt.NDArray[np.int64]) -> FloatArray:
-    """Return (P, D), the mean over each patient's images, patients in rising order."""
-    number = np.unique(patient, return_inverse=True)[1]
-    sums = np.zeros((number.max() + 1, features.shape[1]))
-    np.add.at(sums, number, features)
-    means: FloatArray = (sums / np.bincount(number)[:, None]).astype(np.float32)
-    return means
-
-
-def patient_answers(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.generic]]:
-    """Return probes of the patient's own record, asked of the mean of the patient's images.
-
-    A field that a patient lacks is -1 among the true values.
-    """
-    first = rows.take(np.unique(rows.patient, return_index=True)[1])
-    train = first.split == "train"
-    means = of_patients(features.image, rows.patient)
-    answers: dict[str, npt.NDArray[np.generic]] = {"patients": first.patient[~train]}
-    for name in PATIENT_FIELDS:
-        said = [record.get(name) for record in first.records]
-        words = sorted({str(value) for value in said if value is not None})
-        code = np.array([-1 if v is None else words.index(str(v)) for v in said], np.int64)
-        known = train & (code >= 0)
-        reference, query = standardise_features(means[known], means[~train])
-        answers[f"record, {name}"] = probe(reference, code[known], query, classes=len(words))
-        answers[f"true record, {name}"] = code[~train]
-    return answers
-
-
-def answers_of(features: Features, rows: Rows) -> dict[str, npt.NDArray[np.generic]]:
-    """Return the probes' answers to the held-out images, and what is true of them."""
-    train = rows.split == "train"
-    both = np.concatenate([features.image, features.record], axis=1)
-    seen = {"image": features.image, "record": features.record, "both": both}
-    answers: dict[str, npt.NDArray[np.generic]] = {
-        f"label, {name}": probed(values, rows.label, train) for name, values in seen.items()
-    }
-    for name in NEAREST:
-        answers[f"neighbours, {name}"], answers[f"precision, {name}"] = retrieved(
-            seen[name], rows, train
-        )
-        company = in_company(seen[name], rows.patient)
-        answers[f"malignant, {name}"] = probed(seen[name], rows.malignant, train)[:, 1]
-        answers[f"malignant in company, {name}"] = probed(company, rows.malignant, train)[:, 1]
-    held_out = rows.take(~train)
-    return {
-        **answers,
-        **patient_answers(features, rows),
-        "true label": held_out.label,
-        "malignant": held_out.malignant == 1,
-        "patient": held_out.patient,
-    }
-
-
 def make_cohort(folder: Path, image_px: int = IMAGE_PX) -> Cohort:
     """Return the experiments' cohort, made on the first call; its pictures are of one size."""
     path = folder / "cohort"
@@ -297,133 +135,14 @@ def run_cell(variant: Variant, config: Config, cohort: Cohort, out: Path) -> Non
         schema = fit_schema(cohort.schema, rows.take(rows.split == "train"))
         towers = Slimp(config, schema)
     partial = out / "answers.partial.npz"
-    np.savez(partial, **answers_of(frozen_features(towers, cohort, rows, config, schema), rows))
+    answers = answers_of(frozen_features(towers, cohort, rows, config, schema), rows)
+    np.savez(partial, allow_pickle=False, **answers)
     partial.replace(out / ANSWERS)
 
 
 def say(step: int, total: int, metrics: dict[str, float]) -> None:
     if step % 20 == 0 or step == total:
         print(f"  {step} of {total}  loss {metrics['loss']:.3f}", flush=True)
-
-
-FIGURES = {
-    "image": "image",
-    "record": "record",
-    "both": "image + record",
-}
-RANKS = {
-    "malignant, image": "image",
-    "malignant in company, image": "image, in company",
-    "malignant, both": "image + record",
-    "malignant in company, both": "image + record, in company",
-}
-# Every other row is compared with these.
-OURS = ("nested", "nested + views")
-NEAREST = {"image": "image", "both": "image + record"}
-LIKENESS = {
-    f"{kind}, {name}": f"{head}, {seen}"
-    for name, seen in NEAREST.items()
-    for kind, head in (("neighbours", "vote's AUROC"), ("precision", f"precision at {FIRST}"))
-}
-HEADS = {**FIGURES, **RANKS, **LIKENESS, **{name: name for name in PATIENT_FIELDS}}
-
-
-def figures_of(path: Path) -> dict[str, Draws]:
-    """Return the (1 + samples,) draws of every figure of one cell."""
-    with np.load(path) as file:
-        answers = {name: file[name] for name in file.files}
-    patient = answers["patient"]
-    resampling = Resampling([str(p) for p in patient])
-    label = answers["true label"]
-    draws: dict[str, Draws] = {}
-    for name in FIGURES:
-        probabilities = answers[f"label, {name}"]
-        decided = probabilities.argmax(1)
-        draws[f"balanced {name}"] = resampling.draws(balanced_accuracy_of(label, decided))
-        draws[f"auroc {name}"] = resampling.draws(macro_auroc_of(label, probabilities))
-    for name in RANKS:
-        score = answers[name]
-        asked = answers["malignant"], score
-        draws[f"auroc {name}"] = resampling.draws(auroc_of(*asked))
-        draws[f"partial {name}"] = resampling.draws(partial_auroc_of(*asked, above=SENSITIVITY))
-        hits = hit_in_top(score, answers["malignant"], patient, top=TOP, least=LEAST_LESIONS)
-        judged = Resampling([str(p) for p in hits])
-        draws[f"top {name}"] = judged.draws(mean_of(np.array(list(hits.values()))))
-    for name in NEAREST:
-        voted = macro_auroc_of(label, answers[f"neighbours, {name}"])
-        draws[f"likeness neighbours, {name}"] = resampling.draws(voted)
-        precision = mean_by_label_of(label, answers[f"precision, {name}"])
-        draws[f"likeness precision, {name}"] = resampling.draws(precision)
-    return draws | patient_figures(answers)
-
-
-def patient_figures(answers: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Draws]:
-    """Return the draws of the macro AUROC of each field of the patients' records."""
-    draws = {}
-    for name in PATIENT_FIELDS:
-        code, said = answers[f"true record, {name}"], answers[f"record, {name}"]
-        known = code >= 0
-        resampling = Resampling([str(p) for p in answers["patients"][known]])
-        code, said = code[known], said[known]
-        draws[f"record {name}"] = resampling.draws(macro_auroc_of(code, said))
-    return draws
-
-
-def report(folder: Path) -> None:
-    """Print the tables of the cells that are there."""
-    cells = {
-        variant.name: [figures_of(p) for p in sorted(folder.glob(f"{variant.name}/*/{ANSWERS}"))]
-        for variant in VARIANTS
-    }
-    cells = {name: seeds for name, seeds in cells.items() if seeds}
-    mean = {
-        name: {figure: np.mean([s[figure] for s in seeds], axis=0) for figure in seeds[0]}
-        for name, seeds in cells.items()
-    }
-    tables = (
-        ("Balanced accuracy over the labels", [f"balanced {n}" for n in FIGURES]),
-        ("Macro AUROC over the labels", [f"auroc {n}" for n in FIGURES]),
-        (f"Malignant lesion in the patient's top {TOP}", [f"top {n}" for n in RANKS]),
-        ("Malignant AUROC", [f"auroc {n}" for n in RANKS]),
-        (
-            f"Malignant, area above a sensitivity of {SENSITIVITY:.0%} (at most 0.2)",
-            [f"partial {n}" for n in RANKS],
-        ),
-        (
-            "The nearest train rows: macro AUROC of their vote, precision averaged over labels",
-            [f"likeness {n}" for n in LIKENESS],
-        ),
-        (
-            "The patient's record from the mean of the patient's images, macro AUROC",
-            [f"record {n}" for n in PATIENT_FIELDS],
-        ),
-    )
-    for title, names in tables:
-        heads = [HEADS[n.split(" ", 1)[1]] for n in names]
-        print(f"\n### {title}\n\n| | seeds | " + " | ".join(heads) + " |")
-        print("| --- | --- | " + " | ".join("---" for _ in heads) + " |")
-        for variant, figures in mean.items():
-            cellsof = [show(estimate(figures[n])) for n in names]
-            print(f"| {variant} | {len(cells[variant])} | " + " | ".join(cellsof) + " |")
-        for ours in OURS:
-            if ours in cells:
-                _differences(ours, cells, names, heads)
-
-
-def _differences(
-    ours: str, cells: dict[str, list[dict[str, Draws]]], names: list[str], heads: list[str]
-) -> None:
-    print(f"\n| {ours} minus | " + " | ".join(heads) + " |")
-    print("| --- | " + " | ".join("---" for _ in heads) + " |")
-    for variant in cells:
-        if variant in OURS[: OURS.index(ours) + 1]:
-            continue
-        shared = min(len(cells[ours]), len(cells[variant]))
-        gaps = [
-            np.mean([cells[ours][i][n] - cells[variant][i][n] for i in range(shared)], axis=0)
-            for n in names
-        ]
-        print(f"| {variant} | " + " | ".join(show(estimate(gap)) for gap in gaps) + " |")
 
 
 def flat(config: Config) -> dict[str, object]:
@@ -467,7 +186,7 @@ def main() -> None:
     if options.folder is None:
         parser.error("expected a folder")
     if options.task == "report":
-        report(options.folder)
+        report(options.folder, [variant.name for variant in VARIANTS])
         return
     # No picture is enlarged.
     cohort = make_cohort(options.folder, max(IMAGE_PX, options.size_px or 0))

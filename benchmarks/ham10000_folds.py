@@ -130,12 +130,12 @@ def choose_metric(features: FloatArray, lesion: Sequence[str]) -> dict[str, floa
         features: (N, D) float32.
         lesion: N lesion ids.
     """
-    lesion = np.array(lesion)
+    groups = np.array(lesion)
     worth: dict[str, list[float]] = {}
-    for known, asked in GroupKFold(2).split(features, groups=lesion):
-        for name, metric in candidates(features[known], lesion[known]).items():
+    for known, asked in GroupKFold(2).split(features, groups=groups):
+        for name, metric in candidates(features[known], groups[known]).items():
             worth.setdefault(name, []).append(
-                same_lesion_rank(metric.apply(features[asked]), lesion[asked])
+                same_lesion_rank(metric.apply(features[asked]), groups[asked])
             )
     return {name: float(np.mean(halves)) for name, halves in worth.items()}
 

@@ -16,6 +16,7 @@ in pairs, by resampling lesions.
 import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def config_at(size: int, source: str) -> Config:
 
 def run_size(size: int, cohort: Cohort, source: str, out: Path) -> None:
     """Leave the run, the fitted run, its bundle and its answers in `out`."""
-    steps = {
+    steps: Mapping[str, Callable[[Path], object]] = {
         "run": lambda folder: pretrain(cohort, config_at(size, source), folder),
         "fitted": lambda folder: fit(out / "run", cohort, folder),
         "bundle": lambda folder: export_run(out / "fitted", folder),

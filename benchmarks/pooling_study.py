@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from benchmarks.experiments import VARIANTS, frozen_features, probed
+from benchmarks.experiment_answers import frozen_features, probed
+from benchmarks.experiments import VARIANTS
 from cohort.cohort import Cohort
 from training.data import Rows, load_rows
 from training.model import Slimp
@@ -37,6 +39,7 @@ QUESTIONS = ("malignant lesion", "family history of melanoma")
 def joins(towers: Slimp) -> dict[str, Join]:
     """Return how (L, E) features of a patient's lesions become an (E,) phenotype."""
     pooling = towers.objective.pooling
+    assert isinstance(pooling, nn.Module)
 
     @torch.inference_mode()
     def own(lesions: FloatArray) -> FloatArray:

@@ -252,7 +252,8 @@ def compressed(options: argparse.Namespace) -> None:
     faiss.write_index(index, str(path))
     rows = []
     for nprobe in (8, 32, 128):
-        params = faiss.SearchParametersIVF(nprobe=nprobe)
+        params = faiss.SearchParametersIVF()
+        params.nprobe = nprobe
         taken, within = [], {10: 0, 100: 0}
         for query, known in zip(queries, best_ids, strict=True):
             started = time.perf_counter()

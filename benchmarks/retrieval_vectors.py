@@ -94,7 +94,10 @@ def _widths(rng: np.random.Generator, count: int, sigma: float) -> FloatArray:
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    directions: FloatArray = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return directions
 
 
 def held_out(embeddings: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -9,7 +9,7 @@ from fastapi import Request
 from benchmarks.serving_peers import BATCH, DELAY_S, Model
 
 
-class Embedding(litserve.LitAPI):  # type: ignore[misc]
+class Embedding(litserve.LitAPI):
     """One worker, as there is one model; pictures are decoded in it."""
 
     def __init__(self, *program: Any) -> None:

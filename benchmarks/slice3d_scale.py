@@ -267,8 +267,10 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.part == "run":
         run(chosen.cohort, chosen.out, chosen.steps)
+    elif chosen.part == "make":
+        make(chosen.cohort)
     else:
-        {"make": make, "reads": reads}[chosen.part](chosen.cohort)
+        reads(chosen.cohort)
 
 
 if __name__ == "__main__":

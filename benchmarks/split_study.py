@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 
-from benchmarks.experiments import frozen_features
+from benchmarks.experiment_answers import frozen_features
 from benchmarks.frozen_anchor import frozen_features as checkpoint_features
 from cohort.cohort import Cohort
 from cohort.splits import SPLITS
