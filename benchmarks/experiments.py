@@ -117,11 +117,9 @@ def run_cell(variant: Variant, config: Config, cohort: Cohort, out: Path) -> Non
     """Pre-train one cell and leave its answers; nothing is done where they are."""
     stored = out / "config.json"
     if stored.exists():
-        # The settings of `slimp fit` take no part in a cell.
-        was = Config.model_validate_json(stored.read_bytes()).model_copy(update={"fit": config.fit})
-        if was != config:
-            pixels = f"{was.image.size_px} pixels, this one of {config.image.size_px}"
-            raise SystemExit(f"{out} is of other settings ({pixels}): name another folder")
+        was, wanted = flat(Config.model_validate_json(stored.read_bytes())), flat(config)
+        if other := [name for name in wanted if was[name] != wanted[name]]:
+            raise SystemExit(f"{out} was made with another {', '.join(other)}: name another folder")
     if (out / ANSWERS).exists():
         return
     rows = load_rows(cohort, ["train", "test"], cohort.info.labels)
@@ -146,7 +144,7 @@ def say(step: int, total: int, metrics: dict[str, float]) -> None:
 
 
 def flat(config: Config) -> dict[str, object]:
-    """Return the settings by section.name, the seed left out."""
+    """Return the settings of a cell by section.name: neither its seed nor those of `slimp fit`."""
     found: dict[str, object] = {}
     for name, value in config.model_dump(exclude={"seed", "fit"}).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
