@@ -6,7 +6,9 @@ training has a torch twin, tests have a fake that a person can predict.
 
 import copy
 import os
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -15,6 +17,13 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bundle.cpus import available_cpus
+from bundle.devices import (
+    Device,
+    ProviderOptions,
+    Wanted,
+    device_providers,
+    started_device,
+)
 from bundle.errors import BundleError, CorruptBundle, InferenceError
 from bundle.fields import Level
 from bundle.openvino_session import OpenVinoSession
@@ -49,7 +58,6 @@ GRAPHS = {
 IMAGE_ENCODER = "image_encoder"
 RECORD_GRAPHS: dict[Level, str] = {"lesion": "metadata_encoder", "patient": "patient_encoder"}
 
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 # What ONNX Runtime raises: its own errors share no base.
 ORT_ERRORS = (
     RuntimeError,
@@ -126,8 +134,9 @@ class OnnxEncoders:
         bundle: Bundle,
         *,
         threads: int = 0,
-        providers: tuple[str, ...] | None = None,
         variant: str | None = None,
+        device: Wanted = "auto",
+        engines: Path | None = None,
     ) -> None:
         """Load the graphs.
 
@@ -135,13 +144,14 @@ class OnnxEncoders:
             bundle: the verified bundle; graphs are read through it, so that what runs was checked.
             threads: threads within one inference of the image encoder; 0 takes all processors that
                 are this process's.
-            providers: ONNX Runtime execution providers, best first; None takes CUDA where the
-                installed build has it, and the CPU.
             variant: precision of the image encoder; None takes the one that the manifest chose.
+            device: what runs the image encoder; the other graphs are too small to be worth the way
+                to another device.
+            engines: folder where TensorRT keeps the engines that it made.
 
         Raises:
             BundleError: both the CPU and the GPU build of ONNX Runtime are installed, or this
-                machine cannot run the variant.
+                machine cannot run the variant on the device.
             InvalidSettings: the bundle has no such variant.
             CorruptBundle: a graph cannot be loaded, has other inputs than the contract's, or is
                 missing though the schema has fields for it.
@@ -149,43 +159,54 @@ class OnnxEncoders:
         refuse_two_builds("onnxruntime", "onnxruntime-gpu")
         self.manifest = bundle.manifest
         self._bundle = bundle
-        available = ort.get_available_providers()
-        chosen = providers or tuple(name for name in PROVIDERS if name in available)
         self.variant = bundle.manifest.find_variant(variant)
         self.threads = threads or available_cpus()
-        self._providers = chosen
+        self._wanted, self._engines = device, engines
         # The other graphs take less than it takes to wake a second thread.
-        small = _session_options(1)
+        small, on_cpu = _session_options(1), device_providers("cpu", size_px=0)
         self._sessions = {
-            name: _load_graph(bundle, name, small, chosen)
+            name: _load_graph(bundle, name, small, on_cpu)
             for name in GRAPHS
             if bundle.has(f"{name}.onnx") and name != IMAGE_ENCODER
         }
-        self._sessions[IMAGE_ENCODER] = self._load_image_encoder()
+        self.device, self._sessions[IMAGE_ENCODER] = self._load_image_encoder()
         for level, graph in RECORD_GRAPHS.items():
             if bundle.manifest.record_schema.at(level) and graph not in self._sessions:
                 raise CorruptBundle(f"{graph}.onnx: the schema has {level} fields, the file is not")
 
-    def _load_image_encoder(self) -> Any:
-        file = self.variant.file
-        if self.variant.runtime == "openvino":
-            data = self._bundle.read(file)
-            return OpenVinoSession(IMAGE_ENCODER, data, threads=self.threads)
+    def _load_image_encoder(self) -> tuple[Device, Any]:
+        variant, wanted = self.variant, self._wanted
+        if variant.runtime == "openvino":
+            if wanted not in ("auto", "cpu"):
+                raise BundleError(
+                    f"the variant {variant.name} runs on the processor, {wanted} was asked for: "
+                    "choose another (SLIMP_VARIANT=fp32)"
+                )
+            data = self._bundle.read(variant.file)
+            return "cpu", OpenVinoSession(IMAGE_ENCODER, data, threads=self.threads)
+        providers = device_providers(
+            wanted,
+            size_px=self.manifest.image_input.size_px,
+            is_half=variant.runtime == "cuda",
+            engines=self._engines,
+        )
         options = _session_options(self.threads)
-        return _load_graph(self._bundle, IMAGE_ENCODER, options, self._providers, file)
+        session = _load_graph(self._bundle, IMAGE_ENCODER, options, providers, variant.file)
+        device = started_device(wanted, session)
+        if variant.runtime == "cuda" and device == "cpu":
+            raise BundleError(
+                f"the variant {variant.name} needs a GPU, and ONNX Runtime found none: choose "
+                "another (SLIMP_VARIANT=fp32)"
+            )
+        return device, session
 
     def with_threads(self, threads: int) -> Self:
         """Return the same encoders with an image encoder of its own that uses so many threads."""
         twin = copy.copy(self)
         twin.threads = threads
-        twin._sessions = {**self._sessions, IMAGE_ENCODER: twin._load_image_encoder()}
+        twin.device, session = twin._load_image_encoder()
+        twin._sessions = {**self._sessions, IMAGE_ENCODER: session}
         return twin
-
-    @property
-    def is_on_cpu(self) -> bool:
-        """Whether the processor runs the image encoder."""
-        session = self._sessions[IMAGE_ENCODER]
-        return isinstance(session, OpenVinoSession) or session.get_providers()[0].startswith("CPU")
 
     @property
     def embedding_dim(self) -> int:
@@ -309,7 +330,7 @@ def _load_graph(
     bundle: Bundle,
     name: str,
     options: ort.SessionOptions,
-    providers: tuple[str, ...],
+    providers: Sequence[tuple[str, ProviderOptions]],
     file: str | None = None,
 ) -> ort.InferenceSession:
     file = file or f"{name}.onnx"

@@ -79,6 +79,7 @@ class Variant(Frozen):
     """The image encoder at one precision, and what was measured of it.
 
     Attributes:
+        runtime: what runs it; cuda is ONNX Runtime on a GPU and nowhere else.
         file: its graph; OpenVINO makes its own precision of the fp32 graph.
         is_batched: whether a picture's feature is the same whatever is beside it in the batch;
             where it is not, pictures go through one by one.
@@ -88,7 +89,7 @@ class Variant(Frozen):
     """
 
     name: str
-    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    runtime: Literal["onnxruntime", "openvino", "cuda"] = "onnxruntime"
     file: str = "image_encoder.onnx"
     is_batched: bool = True
     tolerance: float = Field(gt=0)

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from bundle.cpus import available_cpus
 from bundle.encoder import OnnxEncoders
@@ -34,12 +36,14 @@ from export.parity import check_cases, graph_cases
 from training.features import FloatArray, embed_rows
 from training.progress import StageReport
 
-# The bare rungs; OpenVINO makes bfloat16 of the fp32 graph itself.
-RUNGS = (
-    # Dynamic quantisation scales a whole batch alike: its pictures would change each other.
-    Variant(name="int8", file="image_encoder.int8.onnx", is_batched=False, tolerance=1.0),
-    Variant(name="bf16", runtime="openvino", tolerance=1.0),
-)
+# The bare rungs.
+# Dynamic quantisation scales a whole batch alike: its pictures would change each other.
+INT8 = Variant(name="int8", file="image_encoder.int8.onnx", is_batched=False, tolerance=1.0)
+# OpenVINO makes bfloat16 of the fp32 graph itself.
+BF16 = Variant(name="bf16", runtime="openvino", tolerance=1.0)
+# A processor turns every number to float32 and back, and is slower for it.
+FP16 = Variant(name="fp16", runtime="cuda", file="image_encoder.fp16.onnx", tolerance=1.0)
+RUNGS = (INT8, BF16, FP16)
 CHOOSING = "cal"
 MAX_AUROC_LOSS = 0.003
 MAX_RECALL_LOSS = 0.02
@@ -85,6 +89,14 @@ def write_int8(graph: bytes, path: Path) -> None:
         weight_type=QuantType.QInt8,
         nodes_to_exclude=last,
     )
+
+
+def write_fp16(graph: bytes, path: Path) -> None:
+    """Write the graph in float16 but for its input and output."""
+    half = OnnxModel(convert_float_to_float16(onnx.load_from_string(graph), keep_io_types=True))
+    # The conversion puts what it inserts at the end.
+    half.topological_sort()
+    path.write_bytes(half.model.SerializeToString())
 
 
 def climb_precisions(

@@ -15,7 +15,7 @@ from cohort.cohort import Cohort
 from export.card import model_card
 from export.graphs import Graph, graphs_of, to_onnx
 from export.held_out import held_out
-from export.ladder import RUNGS, card_lines, climb_precisions, write_int8
+from export.ladder import FP16, INT8, RUNGS, card_lines, climb_precisions, write_fp16, write_int8
 from export.parity import climb
 from training.config import Config
 from training.data import Squares
@@ -65,7 +65,8 @@ def export_run(
             report("export", number, len(graphs))
         if held is not None:
             base = (stage / f"{IMAGE_ENCODER}.onnx").read_bytes()
-            write_int8(base, stage / RUNGS[0].file)
+            write_int8(base, stage / INT8.file)
+            write_fp16(base, stage / FP16.file)
         for name in ("calibration.json", "novelty.npz"):
             shutil.copyfile(run / name, stage / name)
         # A run of an older software has none.
@@ -77,9 +78,7 @@ def export_run(
         # Sealed once without its report, so that the ladder climbs what a service would load.
         seal(stage, {**content, "parity": (), "variants": () if held is None else RUNGS})
         draft = open_bundle(stage)
-        onnx_encoders = OnnxEncoders(
-            draft, providers=("CPUExecutionProvider",), variant=BASE_VARIANT
-        )
+        onnx_encoders = OnnxEncoders(draft, device="cpu", variant=BASE_VARIANT)
         check_golden(draft, onnx_encoders)
         cases = climb(graphs, encoders, onnx_encoders, config.image.input)
         report("parity", len(cases), len(cases))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bundle.appearance import AppearanceModel
 from bundle.calibration import CONDITIONS, Calibration, FloatArray, malignant_share
+from bundle.devices import Device, Wanted
 from bundle.encoder import Encoders, OnnxEncoders
 from bundle.errors import CorruptBundle, InferenceError, InvalidSettings
 from bundle.fields import Field, FieldSchema, Level, Record
@@ -33,6 +34,7 @@ class Models:
         novelty: what training lesions look like; None in a bundle without `novelty.npz`.
         appearance: what training pictures look like; None in one without `appearance.npz`.
         variant: precision of the image encoder.
+        device: what runs it.
         decoding: held while pictures are decoded; bounds how many are in memory at full size.
     """
 
@@ -42,6 +44,7 @@ class Models:
     novelty: NoveltyModel | None
     appearance: AppearanceModel | None = None
     variant: str = BASE_VARIANT
+    device: Device = "cpu"
     decoding: AbstractContextManager[Any] = field(default_factory=nullcontext)
     narrow: Encoders | None = None
 
@@ -93,7 +96,13 @@ class Models:
 
 
 def load_models(
-    path: Path, *, threads: int, variant: str | None = None, side_by_side: bool = False
+    path: Path,
+    *,
+    threads: int,
+    variant: str | None = None,
+    device: Wanted = "auto",
+    engines: Path | None = None,
+    side_by_side: bool = False,
 ) -> Models:
     """Return the bundle's models once its hashes and golden vectors hold.
 
@@ -103,6 +112,8 @@ def load_models(
         path: the bundle folder.
         threads: threads within one inference; 0 takes all processors that are this process's.
         variant: precision of the image encoder; None takes the one that the bundle chose.
+        device: what runs the image encoder.
+        engines: folder where TensorRT keeps the engines that it made.
         side_by_side: whether a second image encoder of one thread is wanted, where the processor
             runs it and there are several threads.
 
@@ -111,10 +122,12 @@ def load_models(
         BundleError: the bundle is corrupt, too new, or answers differently on this machine.
     """
     bundle = open_bundle(path)
-    encoders = OnnxEncoders(bundle, threads=threads, variant=variant)
+    encoders = OnnxEncoders(
+        bundle, threads=threads, variant=variant, device=device, engines=engines
+    )
     check_golden(bundle, encoders)
     narrow = None
-    if side_by_side and encoders.is_on_cpu and encoders.threads > 1:
+    if side_by_side and encoders.device == "cpu" and encoders.threads > 1:
         narrow = encoders.with_threads(1)
         check_golden(bundle, narrow)
     return Models(
@@ -124,6 +137,7 @@ def load_models(
         bundle.read_model(NoveltyModel),
         bundle.read_model(AppearanceModel),
         variant=encoders.variant.name,
+        device=encoders.device,
         narrow=narrow,
     )
 

@@ -428,6 +428,8 @@ def load_runtime(settings: Settings) -> Runtime:
         settings.bundle,
         threads=settings.threads_each,
         variant=settings.variant,
+        device=settings.device,
+        engines=settings.tensorrt_engines,
         side_by_side=settings.max_batch == 0,
     )
     catalogue = Catalogue.open(

@@ -350,6 +350,7 @@ class VariantDescription(Schema):
 class SchedulingDescription(Schema):
     """How requests go through the image encoder here."""
 
+    device: Literal["cpu", "cuda", "tensorrt"] = Field(description="what runs the image encoder")
     threads: int = Field(description="within one inference; the container's quota bounds them")
     max_batch: int = Field(description="pictures of several requests at once; 1: batches off")
     at_once: int = Field(

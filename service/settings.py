@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bundle.cpus import available_cpus
+from bundle.devices import Wanted
 from bundle.errors import InvalidSettings
 from bundle.images import ImageLimits
 
@@ -118,6 +119,17 @@ class Settings(BaseSettings):
         None,
         "precision of the image encoder, one of the bundle's; the catalogue must be of the same. "
         "Unset: the one that the bundle chose when it was exported",
+    )
+    device: Wanted = setting(
+        "auto",
+        "what runs the image encoder: auto, a GPU where the installed ONNX Runtime finds one, else "
+        "the processor; one that is named is taken, or the service does not start",
+    )
+    tensorrt_engines: Path | None = setting(
+        None,
+        "folder in which SLIMP_DEVICE=tensorrt keeps the engines that it makes for a bundle, a GPU "
+        "and a TensorRT, one such folder for each bundle. Unset: they are made at each start, in "
+        "minutes",
     )
     threads: int = setting(
         0,

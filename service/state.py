@@ -224,7 +224,13 @@ class Service:
             self._runtime = loading.result()
             self.failure = self.failure_code = None
             self.metrics.load_seconds.set(time.perf_counter() - started)
-            self.log.info("ready", bundle_id=self.bundle_id)
+            models = self._runtime.models
+            self.log.info(
+                "ready",
+                bundle_id=self.bundle_id,
+                variant=models.variant,
+                device=models.device,
+            )
             return True
         if isinstance(error, LesionError | OSError):
             self.failure_code = getattr(error, "code", "storage_error")

@@ -115,6 +115,7 @@ def _describe_variant(variant: Variant) -> VariantDescription:
 def _describe_scheduling(runtime: Runtime, settings: Settings) -> SchedulingDescription:
     batching = Batching() if runtime.batched is None else runtime.batched.batching
     return SchedulingDescription(
+        device=runtime.models.device,
         threads=settings.threads_each,
         max_batch=batching.max_batch,
         at_once=batching.at_once,

@@ -1,5 +1,6 @@
 """A bundle's graphs behind array functions, on tiny real ONNX graphs."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from bundle import encoder
 from bundle.encoder import GRAPHS, Encoders, OnnxEncoders, refuse_two_builds, unit_norm
 from bundle.errors import BundleError, CorruptBundle, InferenceError
 from bundle.fields import Level, Record
+from bundle.manifest import Variant
 from bundle.records import EncodedRecords, encode_records
 from bundle.store import Bundle, open_bundle
 from tests.fakes import DIM, LABELS, SCHEMA, FakeEncoders, make_graphs
@@ -407,7 +409,7 @@ def test_encoders_of_other_threads_answer_alike_and_load_the_image_encoder_alone
 
     monkeypatch.setattr(ort, "InferenceSession", spy)
     narrow = encoders.with_threads(1)
-    assert (loaded, narrow.threads, narrow.is_on_cpu) == ([1], 1, True)
+    assert (loaded, narrow.threads, narrow.device) == ([1], 1, "cpu")
     side = encoders.manifest.image_input.size_px
     pixels = np.random.default_rng(0).standard_normal((2, 3, side, side), np.float32)
     np.testing.assert_allclose(
@@ -415,29 +417,40 @@ def test_encoders_of_other_threads_answer_alike_and_load_the_image_encoder_alone
     )
 
 
+def test_small_graphs_stay_on_the_processor(
+    pristine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: gpu)
+    asked = [[name for name, _ in each["providers"]] for each in options_of(pristine_bundle)]
+    assert asked[-1] == gpu
+    assert all(each == gpu[1:] for each in asked[:-1])
+
+
+def test_a_device_that_is_named_is_taken_or_refused(pristine_bundle: Bundle) -> None:
+    assert OnnxEncoders(pristine_bundle, device="cpu").device == "cpu"
+    with pytest.raises(BundleError, match="expected an ONNX Runtime that knows cuda, got"):
+        OnnxEncoders(pristine_bundle, device="cuda")
+
+
 @pytest.mark.parametrize(
-    ("available", "chosen"),
+    ("runtime", "device", "said"),
     [
-        (["AzureExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
-        (
-            ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-            ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        ),
+        ("cuda", "auto", "the variant odd needs a GPU, and ONNX Runtime found none"),
+        ("cuda", "cpu", "the variant odd needs a GPU"),
+        ("openvino", "cuda", "the variant odd runs on the processor, cuda was asked for"),
     ],
 )
-def test_cuda_is_taken_where_the_build_has_it_and_else_the_cpu(
-    pristine_bundle: Bundle,
-    monkeypatch: pytest.MonkeyPatch,
-    available: list[str],
-    chosen: list[str],
+def test_a_variant_and_a_device_that_do_not_go_together_are_refused(
+    pristine_bundle: Bundle, runtime: Any, device: Any, said: str
 ) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: available)
-    assert options_of(pristine_bundle)[0]["providers"] == chosen
-
-
-def test_the_providers_asked_for_are_taken_as_they_are(pristine_bundle: Bundle) -> None:
-    asked = options_of(pristine_bundle, providers=("OpenVINOExecutionProvider",))
-    assert {tuple(o["providers"]) for o in asked} == {("OpenVINOExecutionProvider",)}
+    odd = Variant(name="odd", runtime=runtime, tolerance=1.0)
+    manifest = pristine_bundle.manifest.model_copy(update={"variants": (odd,), "variant": "odd"})
+    bundle = copy.copy(pristine_bundle)
+    object.__setattr__(bundle, "manifest", manifest)
+    with pytest.raises(BundleError, match=said) as caught:
+        OnnxEncoders(bundle, device=device)
+    assert "SLIMP_VARIANT=fp32" in str(caught.value)
 
 
 # ------------------------------------------------------------------ two builds

@@ -59,7 +59,7 @@ def bundle(exported: Exported) -> Bundle:
 
 @pytest.fixture(scope="session")
 def onnx_encoders(bundle: Bundle) -> OnnxEncoders:
-    return OnnxEncoders(bundle, threads=1, providers=("CPUExecutionProvider",))
+    return OnnxEncoders(bundle, threads=1, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 
@@ -108,6 +110,7 @@ def test_a_rung_that_cannot_run_here_is_left_out_with_the_reason(
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "bf16 is not in the bundle: the variant bf16 needs OpenVINO" in card
     assert "int8 is not in the bundle: image_encoder.int8.onnx cannot be loaded" in card
+    assert "fp16 is not in the bundle: the variant fp16 needs a GPU" in card
 
 
 def test_a_rung_that_answers_otherwise_than_torch_is_left_out_with_the_reason(
@@ -131,6 +134,52 @@ def test_a_rung_that_answers_otherwise_than_torch_is_left_out_with_the_reason(
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "int8 is not in the bundle: image_encoder, " in card
     assert "ONNX and torch differ by" in card
+
+
+class OnGpu:
+    """Stands for a session on a GPU: the processor computes, and it says otherwise."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_on_a_gpu_float16_is_a_rung(
+    exported: Exported, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = onnxruntime.InferenceSession
+
+    def session(data: bytes, options: Any, providers: list[tuple[str, Any]]) -> Any:
+        made = real(data, options, providers=["CPUExecutionProvider"])
+        return OnGpu(made) if providers[0][0].startswith("CUDA") else made
+
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(export.pack, "to_onnx", lambda graph: exported.graphs[graph.name])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    manifest = export_run(exported.run, tmp_path / "bundle", cohort=cohort)
+    half = manifest.find_variant("fp16")
+    assert half.runtime == "cuda"
+    assert half.agreement is not None
+    assert half.agreement.cosine_lowest > 0.999
+    assert 0 < max(case.max_abs_difference for case in half.parity) < 0.05
+    model = onnx.load(tmp_path / "bundle" / "image_encoder.fp16.onnx")
+    onnx.checker.check_model(model)
+    kinds = {weights.data_type for weights in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+    assert [
+        value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)
+    ] == [
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT,
+    ]
 
 
 def test_a_cohort_whose_test_split_was_shown_is_refused(exported: Exported, cohort: Cohort) -> None:
