@@ -5,6 +5,7 @@ index give their scores and their order. Whatever the candidates cannot answer i
 few eligible vectors, or too few of them near a query.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,17 +208,25 @@ class ApproximateIndex:
         """
         breadth = self.effort.breadth
         if self._is_graph:
-            wide = max(math.ceil(breadth / share), fetch)
-            params = dynamic.SearchParametersHNSW(efSearch=wide)
+            breadth = max(math.ceil(breadth / share), fetch)
         else:
             # Neighbours further off lie in more lists: as measured, in the root of their number.
             reach = math.sqrt(max(1, fetch / (2 * TUNED_K * self.effort.depth)))
-            params = dynamic.SearchParametersIVF(nprobe=math.ceil(breadth * reach))
-        if self._is_turned:
-            params = dynamic.SearchParametersPreTransform(index_params=params)
+            breadth = math.ceil(breadth * reach)
+        params = _search_parameters(breadth, is_graph=self._is_graph, is_turned=self._is_turned)
         with threads_for(len(queries)):
             _, ids = self._near.search(np.ascontiguousarray(queries), fetch, params=params)
         return np.asarray(ids, np.int64)
+
+
+@functools.lru_cache
+def _search_parameters(breadth: int, *, is_graph: bool, is_turned: bool) -> Any:
+    """Return FAISS's parameters; to make them takes longer than to walk a few dozen nodes."""
+    if is_graph:
+        params = dynamic.SearchParametersHNSW(efSearch=breadth)
+    else:
+        params = dynamic.SearchParametersIVF(nprobe=breadth)
+    return dynamic.SearchParametersPreTransform(index_params=params) if is_turned else params
 
 
 def make_empty(factory: str, dim: int) -> Any:

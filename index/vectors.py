@@ -205,17 +205,22 @@ class FlatIndex:
             ids: (N, M) int64, the candidates of each; -1 stands for none.
             k: 1 or more.
         """
-        scores = np.full(ids.shape, -np.inf, np.float32)
-        step = max(1, SCORED_TOGETHER // max(1, ids.shape[1]))
+        there = ids >= 0
+        if not there.any():
+            return [Neighbours(ids[0, :0], np.empty(0, np.float32))] * len(queries)
+        # None has no vector: another one stands in, and does not count.
+        known = np.where(there, ids, ids.max())
+        scores = np.empty(ids.shape, np.float32)
+        step = max(1, SCORED_TOGETHER // ids.shape[1])
         for start in range(0, len(queries), step):
             block = slice(start, start + step)
-            row, column = np.nonzero(ids[block] >= 0)
-            vectors = self.vectors(ids[block][row, column]).astype(np.float64)
-            exact = (vectors * queries[block].astype(np.float64)[row]).sum(axis=1)
-            scores[block][row, column] = np.clip(exact, -1, 1)
-        order = np.lexsort((ids, -scores), axis=-1)
-        ids = np.take_along_axis(ids, order, axis=1)
-        scores = np.take_along_axis(scores, order, axis=1)
+            products = self.vectors(known[block].ravel()).astype(np.float64)
+            products = products.reshape(*known[block].shape, self.dim)
+            products *= queries[block, None]
+            scores[block] = np.clip(products.sum(axis=-1), -1, 1)
+        scores[~there] = -np.inf
+        order, rows = np.lexsort((ids, -scores), axis=-1), np.arange(len(ids))[:, None]
+        ids, scores = ids[rows, order], scores[rows, order]
         lowest = scores[:, min(k, ids.shape[1]) - 1, None]
         kept = ((scores >= lowest) & (ids >= 0)).sum(axis=1)
         return [Neighbours(ids[n, :count], scores[n, :count]) for n, count in enumerate(kept)]
