@@ -30,7 +30,9 @@ SQUARE = ImageInput(size_px=SIDE_PX, resize_px=SIDE_PX)
 FINENESS = (1, 2, 4, 8, 16, 24, 46)
 # Radii in sides: the middle, and what lies beyond the rim.
 MIDDLE, RIM = 0.25, 0.45
+# Of the light, where its percentiles lie in a sorted picture.
 PERCENTILES = (5, 50, 95)
+PLACES = np.array(PERCENTILES) / 100 * (SIDE_PX**2 - 1)
 PLANES = np.array([[1 / 3, 1 / 3, 1 / 3], [1, -1, 0], [0.5, 0.5, -1]], np.float32)
 # Below this power there is only the noise of the file.
 FLOOR = 1e-6
@@ -53,10 +55,10 @@ def describe_appearance(image: Image.Image) -> FloatArray:
     power = spectrum.reshape(3, -1) @ rings
     described = [
         means,
-        np.log(planes.std(1) + 1e-3),
+        np.log(np.sqrt(np.einsum("cn,cn->c", planes, planes) / SIDE_PX**2) + 1e-3),
         planes @ fall,
         np.log(power + FLOOR).ravel(),
-        means[0] + np.percentile(planes[0], PERCENTILES),
+        means[0] + np.interp(PLACES, np.arange(SIDE_PX**2), np.sort(planes[0])),
     ]
     return np.concatenate(described).astype(np.float32)
 
