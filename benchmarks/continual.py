@@ -33,7 +33,14 @@ from training.features import FloatArray
 from training.growth import grow, join_schemas
 from training.probes import probe, standardise_features
 from training.report import show
-from training.resampling import Draws, Resampling, auroc_of, balanced_accuracy_of, estimate
+from training.resampling import (
+    Draws,
+    Resampling,
+    auroc_of,
+    balanced_accuracy_of,
+    estimate,
+    over_seeds,
+)
 from training.run import load_towers, read_info, read_run_config
 
 # Frozen before the first run.
@@ -83,11 +90,11 @@ def report(folder: Path) -> None:
         print(f"\n### {title}\n\n| | seeds | " + " | ".join(heads) + " |")
         print("| --- | --- |" + " --- |" * len(heads))
         for way, seeds in draws.items():
-            cells = [show(estimate(np.mean([s[n] for s in seeds], axis=0))) for n in names]
+            cells = [show(estimate(over_seeds([s[n] for s in seeds]))) for n in names]
             print(f"| {way} | {len(seeds)} | " + " | ".join(cells) + " |")
         for way in list(WAYS)[1:]:
             pairs = list(zip(draws[way], draws["none"], strict=False))
-            gaps = [np.mean([a[n] - b[n] for a, b in pairs], axis=0) for n in names]
+            gaps = [over_seeds([a[n] - b[n] for a, b in pairs]) for n in names]
             cells = [show(estimate(gap)) for gap in gaps]
             print(f"| {way} less none | {len(pairs)} | " + " | ".join(cells) + " |")
     print("\n### Loss on the old cohort's val split\n\n| | before | after |\n| --- | --- | --- |")

@@ -1,4 +1,4 @@
-"""The tables of the matrix of objectives: mean over the seeds, patients resampled, in pairs."""
+"""The tables of the matrix of objectives: mean over the seeds, patients and seeds resampled."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from training.resampling import (
     macro_auroc_of,
     mean_by_label_of,
     mean_of,
+    over_seeds,
     partial_auroc_of,
 )
 
@@ -95,7 +96,7 @@ def report(folder: Path, variants: Sequence[str]) -> None:
     }
     cells = {name: seeds for name, seeds in cells.items() if seeds}
     mean = {
-        name: {figure: np.mean([s[figure] for s in seeds], axis=0) for figure in seeds[0]}
+        name: {figure: over_seeds([s[figure] for s in seeds]) for figure in seeds[0]}
         for name, seeds in cells.items()
     }
     tables = (
@@ -138,7 +139,7 @@ def _differences(
             continue
         shared = min(len(cells[ours]), len(cells[variant]))
         gaps = [
-            np.mean([cells[ours][i][n] - cells[variant][i][n] for i in range(shared)], axis=0)
+            over_seeds([cells[ours][i][n] - cells[variant][i][n] for i in range(shared)])
             for n in names
         ]
         print(f"| {variant} | " + " | ".join(show(estimate(gap)) for gap in gaps) + " |")

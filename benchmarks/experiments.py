@@ -8,7 +8,8 @@
 `run` makes the cohort once and then, seed by seed, one folder a cell: the pre-trained run and its
 `answers.npz`, the answers of probes on the frozen features to the held-out patients. A cell that is
 there is left alone; one that was cut off goes on from its last checkpoint. `report` prints the
-tables from the answers: mean over the seeds, intervals by resampling patients, differences paired.
+tables from the answers: mean over the seeds, intervals by resampling patients and seeds,
+differences paired.
 `settings` prints what all rows share that is no default, and in what they differ.
 """
 

@@ -6,7 +6,7 @@
 On the frozen features of each pre-trained RUN (one a seed) the heads are fitted twice: as `slimp
 fit` does, and for the image-only twin on the same cohort without any record. Both answer the test
 split. `run` leaves one file a run; `report` prints the mean over the runs with intervals by
-resampling patients (lesions where there are no patient ids), and paired differences.
+resampling runs and patients (lesions where there are no patient ids), and paired differences.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from training.fitted import FittedModel
 from training.metrics import balanced_decision, expected_calibration_error
 from training.neighbours import Neighbours
 from training.report import show
-from training.resampling import Draws, Resampling, estimate, mean_of
+from training.resampling import Draws, Resampling, estimate, mean_of, over_seeds
 from training.run import load_towers, read_info, read_run_config
 from training.scores import Labelled, label_draws
 
@@ -149,7 +149,7 @@ def study(run: Path, cohort: Cohort, file: Path) -> None:
 def report(out: Path) -> None:
     """Print the tables of the runs that are there."""
     runs = [dict(np.load(file)) for file in sorted(out.glob("run *.npz"))]
-    mean = {key: np.mean([run[key] for run in runs], axis=0) for key in runs[0]}
+    mean = {key: over_seeds([run[key] for run in runs]) for key in runs[0]}
     weights = ", ".join(f"{float(run['weight'][0]):g}" for run in runs)
     print(f"Runs: {len(runs)}. Fields filled: {100 * float(mean['filled'][0]):.0f} %.")
     print(f"Weight of guesses as fitted on the calibration split, by run: {weights}.\n")

@@ -7,7 +7,7 @@ features of image and lesion record joined over the lesions, is asked whether th
 malignant lesion and whether melanoma runs in the family, by balanced logistic regression fitted on
 the train patients. Encoders that were trained under one pooling are read out by their own, by the
 mean and by the maximum. AUROC on the held-out patients, mean over the seeds, intervals by
-resampling patients.
+resampling patients and seeds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from cohort.cohort import Cohort
 from training.data import Rows, load_rows
 from training.model import Slimp
 from training.report import show
-from training.resampling import Draws, Resampling, auroc_of, estimate
+from training.resampling import Draws, Resampling, auroc_of, estimate, over_seeds
 from training.run import load_towers, read_info, read_run_config
 
 FloatArray = npt.NDArray[np.float32]
@@ -96,7 +96,7 @@ def main() -> None:
         if not runs:
             parser.error(f"expected runs of {name}: run benchmarks.experiments first")
         seeds = [draws_of(run, cohort) for run in runs]
-        mean[name] = {key: np.mean([s[key] for s in seeds], axis=0) for key in seeds[0]}
+        mean[name] = {key: over_seeds([s[key] for s in seeds]) for key in seeds[0]}
         mean[name]["seeds"] = np.array([len(seeds)])
     for question in QUESTIONS:
         print(f"\n### {question[0].upper()}{question[1:]}: AUROC over patients\n")

@@ -6,7 +6,7 @@ FEATURES are .npy files of (N, D) features of all images of the cohort, in its o
 runs; or checkpoints in Hugging Face layout, read out as `benchmarks/frozen_anchor.py` does. Ten
 nearest neighbours and balanced logistic regression answer a fifth of the images, five times: whole
 patients (lesions where there are no patient ids) apart, or images drawn at random. Mean over the
-folds and the files; intervals resample patients.
+folds and the files; intervals resample patients and files.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training.data import Rows, load_rows
 from training.features import FloatArray
 from training.probes import probe, standardise_features
 from training.report import show
-from training.resampling import Draws, Resampling, balanced_accuracy_of, estimate
+from training.resampling import Draws, Resampling, balanced_accuracy_of, estimate, over_seeds
 from training.run import load_towers, read_info, read_run_config
 
 FOLDS = 5
@@ -81,7 +81,7 @@ def main() -> None:
         "| balanced accuracy | " + " | ".join(WAYS) + " | difference |\n| --- | --- | --- | --- |"
     )
     for name in ("linear", "neighbours"):
-        apart, random = (np.mean(draws[name, way], axis=0) for way in WAYS)
+        apart, random = (over_seeds(draws[name, way]) for way in WAYS)
         cells = [show(estimate(values)) for values in (apart, random, random - apart)]
         print(f"| {name} | " + " | ".join(cells) + " |")
 

@@ -2,7 +2,8 @@
 
 Evaluations of the same images drew the same patients (or lesions) again, so that their differences
 have paired intervals. The evaluations of one experiment's seeds are one row: the mean over the
-seeds, with the interval that other patients would give, and the range of the seeds beside it.
+seeds, with the interval that other patients and seeds would give, and the range of the seeds
+beside it.
 """
 
 import json
@@ -11,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bundle.arrays import read_arrays
 from bundle.errors import CorruptBundle, TrainingError
 from training.report import DRAWS, METRICS, TITLES, show, table
-from training.resampling import Draws, Estimate, estimate
+from training.resampling import Draws, Estimate, estimate, over_seeds
 
 COLUMNS = (
     "balanced_accuracy",
@@ -56,10 +55,10 @@ class Experiment:
         return [name for name in each[0] if all("calibrated_as" in known[name] for known in each)]
 
     def draws(self, figure: str) -> Draws | None:
-        """Return (1 + samples,) means over the seeds; None where a seed has no such figure."""
+        """Return (1 + samples,) of the seeds' mean; None where one has no such figure."""
         if any(figure not in seed.draws for seed in self.seeds):
             return None
-        return np.mean([seed.draws[figure] for seed in self.seeds], axis=0)
+        return over_seeds([seed.draws[figure] for seed in self.seeds])
 
     def show(self, condition: str, name: str) -> str:
         """Return a figure with its interval, and the range over several seeds."""

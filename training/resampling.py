@@ -64,6 +64,26 @@ class Resampling:
         return drawn
 
 
+def over_seeds(runs: Sequence[Draws], *, seed: int = 0) -> Draws:
+    """Return (1 + S, ...) draws of the mean over runs that differ in their seed.
+
+    The first is the mean of all runs. In each of the others as many runs are drawn with
+    replacement, beside the groups: an interval says what other groups and other seeds would have
+    given. Of few seeds it is a little narrow, by the root of (R - 1) / R. Statistics of as many
+    runs see the same draws: their difference is a paired one.
+
+    Args:
+        runs: R arrays, (1 + S, ...) each, of the same `Resampling`.
+        seed: of the draws.
+    """
+    stacked = np.stack(runs)
+    mean = stacked.mean(0)
+    samples = stacked.shape[1] - 1
+    drawn = np.random.default_rng(seed).integers(0, len(runs), (samples, len(runs)))
+    mean[1:] = stacked[drawn, np.arange(1, samples + 1)[:, None]].mean(1)
+    return mean
+
+
 def estimate(draws: Draws, reason: str = "the rows hold only one side") -> Estimate:
     """Return the value with its 95 % percentile interval, null with the reason where undefined.
 

@@ -74,7 +74,7 @@ def test_seeds_are_one_row_with_their_mean_and_their_range(tmp_path: Path) -> No
     rows = [cells(line) for line in text.splitlines() if line.startswith("| ours")]
     assert rows[0][2] == "2"
     assert re.fullmatch(r"0\.700 \(0\.\d+ to 0\.\d+\); seeds 0\.600 to 0\.800", rows[0][4])
-    assert rows[1][2] == "0.200 (0.200 to 0.200)"
+    assert rows[1][2] == "0.200 (0.100 to 0.300)"
 
 
 def test_a_figure_that_a_seed_does_not_have_is_none_of_the_experiment(tmp_path: Path) -> None:

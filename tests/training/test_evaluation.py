@@ -64,6 +64,7 @@ from training.resampling import (
     mean_of,
     mean_of_known,
     means_by_label_of,
+    over_seeds,
 )
 from training.run import SEEN, write_seen
 from training.run import SeenGroups as SeenList
@@ -226,6 +227,25 @@ def noisy(seed: int, count: int = 90) -> tuple[npt.NDArray[np.int64], FloatArray
     label = rng.integers(0, 3, count)
     logits = (rng.normal(0, 1, (count, 3)) + np.eye(3)[label]).astype(np.float32)
     return label, np.round(softmax(logits), 1), [f"g{g}" for g in rng.integers(0, 30, count)]
+
+
+def test_over_seeds_an_interval_is_of_other_groups_and_other_seeds() -> None:
+    rng = np.random.default_rng(0)
+    seeds, groups = rng.normal(0, 3, 5), rng.normal(0, 1, (5, 1, 1001))
+    runs = [value + groups[number, 0] for number, value in enumerate(seeds)]
+    drawn = over_seeds(runs)
+    assert drawn.shape == (1001,)
+    assert drawn[0] == pytest.approx(np.mean([run[0] for run in runs]))
+    # Of the mean of five seeds; and of noise, some of it drawn more than once.
+    assert drawn[1:].var() == pytest.approx(seeds.var() / 5 + 9 / 25, rel=0.15)
+
+
+def test_over_seeds_one_run_stays_and_a_common_shift_is_a_certain_difference() -> None:
+    rng = np.random.default_rng(1)
+    runs = list(rng.normal(0, 1, (3, 101, 2)))
+    np.testing.assert_array_equal(over_seeds(runs[:1]), runs[0])
+    shifted = over_seeds([run + 0.25 for run in runs])
+    np.testing.assert_allclose(shifted - over_seeds(runs), 0.25)
 
 
 def test_intervals_are_those_of_the_bootstrap_one_sample_at_a_time() -> None:
