@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiment_answers import FIRST, PATIENT_FIELDS, Answers
+from benchmarks.experiment_answers import COMPARED, FIRST, PATIENT_FIELDS, Answers
 from training.metrics import hit_in_top
 from training.report import show
 from training.resampling import (
@@ -38,7 +38,7 @@ RANKS = {
 }
 # Every other row is compared with these.
 OURS = ("nested", "nested + views")
-NEAREST = {"image": "image", "both": "image + record"}
+NEAREST = {name: FIGURES[name] for name in COMPARED}
 LIKENESS = {
     f"{kind}, {name}": f"{head}, {seen}"
     for name, seen in NEAREST.items()

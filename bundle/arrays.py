@@ -8,6 +8,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -82,7 +83,7 @@ def _unreadable(name: str, reason: str) -> CorruptBundle:
 
 
 @dataclass(frozen=True)
-class ArrayModel:
+class ArrayModel(ABC):
     """A fitted model whose every field is a float32 array, and its file in runs and bundles.
 
     Attributes:
@@ -114,14 +115,14 @@ class ArrayModel:
         model.check_values()
         return model
 
+    @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]] | None:
         """Return the shape that each array must have beside the others, None where none fits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_values(self) -> None:
         """Refuse numbers that the model cannot compute with; the shapes are right.
 
         Raises:
             CorruptBundle: saying what was expected.
         """
-        raise NotImplementedError

@@ -11,7 +11,7 @@ from bundle.errors import BundleError
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 # What may be asked for; auto is CUDA where ONNX Runtime has it and it starts, else the processor.
-Wanted = Literal["auto", "cpu", "cuda", "tensorrt"]
+Wanted = Literal["auto", Device]
 PROVIDERS: Mapping[Device, str] = MappingProxyType(
     {
         "cpu": "CPUExecutionProvider",
@@ -23,12 +23,13 @@ PROVIDERS: Mapping[Device, str] = MappingProxyType(
 # A larger run has it made anew.
 USUAL, MOST = 8, 32
 
-ProviderOptions = dict[str, str]
+Providers = list[tuple[str, dict[str, str]]]
+ON_CPU: Providers = [(PROVIDERS["cpu"], {})]
 
 
 def device_providers(
     wanted: Wanted, *, size_px: int, is_half: bool = False, engines: Path | None = None
-) -> list[tuple[str, ProviderOptions]]:
+) -> Providers:
     """Return execution providers with their options, best first; the processor is the last.
 
     Args:
@@ -51,16 +52,13 @@ def device_providers(
             f"expected an ONNX Runtime that knows {chosen}, got {', '.join(available)}: "
             "pip install 'slimp[gpu]' in the place of 'slimp[cpu]', or set SLIMP_DEVICE=cpu"
         )
-    options: dict[Device, ProviderOptions] = {
-        "tensorrt": _tensorrt_options(size_px, is_half, engines),
-    }
+    if chosen == "cpu":
+        return ON_CPU
+    on_cuda: Providers = [(PROVIDERS["cuda"], {}), *ON_CPU]
+    if chosen == "cuda":
+        return on_cuda
     # TensorRT leaves what it cannot do to CUDA.
-    order: dict[Device, tuple[Device, ...]] = {
-        "cpu": ("cpu",),
-        "cuda": ("cuda", "cpu"),
-        "tensorrt": ("tensorrt", "cuda", "cpu"),
-    }
-    return [(PROVIDERS[name], options.get(name, {})) for name in order[chosen]]
+    return [(PROVIDERS["tensorrt"], _tensorrt_options(size_px, is_half, engines)), *on_cuda]
 
 
 def started_device(wanted: Wanted, session: ort.InferenceSession) -> Device:
@@ -81,7 +79,7 @@ def started_device(wanted: Wanted, session: ort.InferenceSession) -> Device:
     return started
 
 
-def _tensorrt_options(size_px: int, is_half: bool, engines: Path | None) -> ProviderOptions:
+def _tensorrt_options(size_px: int, is_half: bool, engines: Path | None) -> dict[str, str]:
     def pictures(count: int) -> str:
         return f"pixels:{count}x3x{size_px}x{size_px}"
 

@@ -6,7 +6,6 @@ training has a torch twin, tests have a fake that a person can predict.
 
 import copy
 import os
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,13 +16,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from bundle.cpus import available_cpus
-from bundle.devices import (
-    Device,
-    ProviderOptions,
-    Wanted,
-    device_providers,
-    started_device,
-)
+from bundle.devices import ON_CPU, Device, Providers, Wanted, device_providers, started_device
 from bundle.errors import BundleError, CorruptBundle, InferenceError
 from bundle.fields import Level
 from bundle.openvino_session import OpenVinoSession
@@ -163,9 +156,9 @@ class OnnxEncoders:
         self.threads = threads or available_cpus()
         self._wanted, self._engines = device, engines
         # The other graphs take less than it takes to wake a second thread.
-        small, on_cpu = _session_options(1), device_providers("cpu", size_px=0)
+        small = _session_options(1)
         self._sessions = {
-            name: _load_graph(bundle, name, small, on_cpu)
+            name: _load_graph(bundle, name, small, ON_CPU)
             for name in GRAPHS
             if bundle.has(f"{name}.onnx") and name != IMAGE_ENCODER
         }
@@ -330,13 +323,13 @@ def _load_graph(
     bundle: Bundle,
     name: str,
     options: ort.SessionOptions,
-    providers: Sequence[tuple[str, ProviderOptions]],
+    providers: Providers,
     file: str | None = None,
 ) -> ort.InferenceSession:
     file = file or f"{name}.onnx"
     data = bundle.read(file)
     try:
-        session = ort.InferenceSession(data, options, providers=list(providers))
+        session = ort.InferenceSession(data, options, providers=providers)
     except ORT_ERRORS as error:
         raise CorruptBundle(f"{file} cannot be loaded: {_first_line(error)}") from None
     inputs = tuple(item.name for item in session.get_inputs())

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from bundle.appearance import AppearanceModel
 from bundle.encoder import GRAPHS, IMAGE_ENCODER, OnnxEncoders
 from bundle.golden import OUTPUT, Case, check_golden, write_golden
 from bundle.manifest import BASE_VARIANT, Manifest
+from bundle.novelty import NoveltyModel
 from bundle.store import MANIFEST, open_bundle, seal, staged_folder
 from cohort.cohort import Cohort
 from export.card import model_card
@@ -67,11 +69,11 @@ def export_run(
             base = (stage / f"{IMAGE_ENCODER}.onnx").read_bytes()
             write_int8(base, stage / INT8.file)
             write_fp16(base, stage / FP16.file)
-        for name in ("calibration.json", "novelty.npz"):
+        for name in ("calibration.json", NoveltyModel.FILE):
             shutil.copyfile(run / name, stage / name)
         # A run of an older software has none.
-        if (run / "appearance.npz").exists():
-            shutil.copyfile(run / "appearance.npz", stage / "appearance.npz")
+        if (run / AppearanceModel.FILE).exists():
+            shutil.copyfile(run / AppearanceModel.FILE, stage / AppearanceModel.FILE)
         (stage / "golden.npz").write_bytes(write_golden({g.name: _golden(g) for g in graphs}))
         write_seen(stage / SEEN, info.seen)
         content = _content(info, config, limits)

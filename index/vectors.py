@@ -207,7 +207,7 @@ class FlatIndex:
         """
         there = ids >= 0
         if not there.any():
-            return [Neighbours(ids[0, :0], np.empty(0, np.float32))] * len(queries)
+            return [Neighbours(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         # None has no vector: another one stands in, and does not count.
         known = np.where(there, ids, ids.max())
         scores = np.empty(ids.shape, np.float32)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from bundle.devices import Device
 from bundle.fields import Kind, Level
 
 Value = FiniteFloat | bool | str | None
@@ -350,7 +351,7 @@ class VariantDescription(Schema):
 class SchedulingDescription(Schema):
     """How requests go through the image encoder here."""
 
-    device: Literal["cpu", "cuda", "tensorrt"] = Field(description="what runs the image encoder")
+    device: Device = Field(description="what runs the image encoder")
     threads: int = Field(description="within one inference; the container's quota bounds them")
     max_batch: int = Field(description="pictures of several requests at once; 1: batches off")
     at_once: int = Field(

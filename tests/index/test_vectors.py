@@ -87,6 +87,18 @@ def test_an_empty_index_finds_nothing() -> None:
     assert len(neighbours.ids) == len(neighbours.scores) == 0
 
 
+def test_no_query_and_no_candidate_have_no_neighbours() -> None:
+    index = filled([3, 5, 9], np.eye(3, dtype=np.float32))
+    nothing: IdArray = np.empty((0, 4), np.int64)
+    assert index.ranked(np.empty((0, 3), np.float32), nothing, 2) == []
+    none, two = index.ranked(
+        np.eye(3, dtype=np.float32)[:2], np.array([[-1, -1], [-1, 5]], np.int64), 2
+    )
+    assert none.ids.tolist() == []
+    assert two.ids.tolist() == [5]
+    assert two.scores.tolist() == [1.0]
+
+
 def test_removed_ids_are_not_found_again_and_are_counted() -> None:
     index = filled([3, 5, 9], np.eye(3, dtype=np.float32))
     gone: IdArray = np.asarray([5, 77], np.int64)
